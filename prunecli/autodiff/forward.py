@@ -77,7 +77,7 @@ def copy_forward(
     opsets = {**model.opset_imports, "": max(opset, LOWEST)}
     prefix = _unused_prefix(model)
     forward = Forward(Ops(opsets, max(model.ir_version or 8, 8), prefix))
-    copy = _Copy(forward, opset, frozenset(wrt), options, places)
+    copy = _Copy(forward, opset, frozenset(wrt), options=options, places=places)
     copy.graph_inputs(model.graph, shapes)
     copy.nodes(model.graph)
     copy.forward.outputs = [str(v.name) for v in model.graph.outputs]

@@ -152,7 +152,7 @@ def sweep(
     for node in reversed(nodes):
         dys = [_collect(ops, out, parts, done) for out in node.outputs]
         if any(dy is not None for dy in dys):
-            _back(ops, node, dys, active, parts)
+            _back(ops, node, dys, active=active, parts=parts)
     for value in wrt:
         _collect(ops, value, parts, done)
     return {value: done[value] for value in wrt if value in done}

@@ -242,12 +242,12 @@ def skip_layer_norm(r: RewriteContext) -> Results:
 @rewrite("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_rms_norm(r: RewriteContext) -> Results:
     total = r.ops.total([r.x(), r.x(1), r.input(3)])
-    return _with_sum(r, rms(r.ops, total, r.x(2), r.real("epsilon", 1e-12), -1), total)
+    return _with_sum(r, rms(r.ops, total, r.x(2), epsilon=r.real("epsilon", 1e-12), axis=-1), total)
 
 
 @rewrite("SimplifiedLayerNormalization")
 def simplified_layer_norm(r: RewriteContext) -> Results:
-    return rms(r.ops, r.x(), r.x(1), r.real("epsilon", 1e-5), r.integer("axis", -1))
+    return rms(r.ops, r.x(), r.x(1), epsilon=r.real("epsilon", 1e-5), axis=r.integer("axis", -1))
 
 
 def rms(ops: Ops, x: Value, scale: Value, epsilon: float, axis: int) -> Value:

@@ -113,15 +113,15 @@ COMMANDS = {
     "compare": Entry(
         "the outputs of two models on the same inputs", "evaluation:CompareOptions",
         "data samples limit seed fail-if dim input-shape format report",
-        ("prune compare model.onnx pruned.onnx",
+        examples=("prune compare model.onnx pruned.onnx",
          "prune compare model.onnx pruned.onnx --data samples.npz --fail-if 'cosine<0.99'"),
-        (("first", "A", "the reference"), ("second", "B", "the other model")),
+        arguments=(("first", "A", "the reference"), ("second", "B", "the other model")),
     ),
     "run": Entry(
         "a whole experiment in one file: steps, data, gates", "recipe:RunOptions",
         "set dry-run format report",
-        ("prune run recipe.toml --dry-run", "prune run recipe.toml --report report.html"),
-        (("recipe", "RECIPE", "the recipe, a .toml file"),),
+        examples=("prune run recipe.toml --dry-run", "prune run recipe.toml --report report.html"),
+        arguments=(("recipe", "RECIPE", "the recipe, a .toml file"),),
     ),
     "pack": Entry(
         "store sparse weights small, in a file that any onnxruntime opens", "packing:PackOptions",

@@ -57,7 +57,7 @@ def settings_in(toml: Toml, path: tuple[str | int, ...], table: Mapping[str, Any
 def _setting(toml: Toml, path: tuple[str | int, ...], value: Any, folder: Path) -> Setting:
     place = toml.place(*path, value=True)
     items = tuple(toml.place(*path, at, value=True) for at in range(len(value))) if isinstance(value, list) else ()
-    return checked(Setting(str(path[-1]), value, place, folder, items))
+    return checked(Setting(str(path[-1]), value, place, folder=folder, items=items))
 
 
 def checked(setting: Setting) -> Setting:

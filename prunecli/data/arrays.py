@@ -111,7 +111,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: 
     def read() -> Array:
         if stored and info.file_size > MAP_ABOVE:
             return _map(path, header, _data_offset(path, info))
-        return _read_member(path, info, name, header, rows)
+        return _read_member(path, info, name, header=header, rows=rows)
 
     return _limited(InputColumn(name, header.shape, header.dtype, read), limit)
 

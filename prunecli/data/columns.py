@@ -171,21 +171,21 @@ def cast(name: str, array: Array, spec: InputSpec) -> Array:
     if is_float(target):
         with np.errstate(over="ignore"):
             result = array.astype(target)
-        _require(bool(np.isfinite(result).all()), name, array, spec, "values too large")
+        _require(bool(np.isfinite(result).all()), name, array, spec=spec, what="values too large")
         return result
     return _to_whole(name, array, spec, target)
 
 
 def _to_whole(name: str, array: Array, spec: InputSpec, target: Any) -> Array:
     if target == np.bool_:
-        _require(bool(((array == 0) | (array == 1)).all()), name, array, spec, "values other than 0 and 1")
+        _require(bool(((array == 0) | (array == 1)).all()), name, array, spec=spec, what="values other than 0 and 1")
         return array.astype(np.bool_)
     if is_float(array.dtype):
-        _require(bool((array == np.trunc(array)).all()), name, array, spec, "fractions")
+        _require(bool((array == np.trunc(array)).all()), name, array, spec=spec, what="fractions")
     if array.size:
         info = np.iinfo(target)
         low, high = int(array.min()), int(array.max())  # Python integers compare exactly with any range
-        _require(info.min <= low and high <= info.max, name, array, spec, f"values from {low} to {high}")
+        _require(info.min <= low and high <= info.max, name, array, spec=spec, what=f"values from {low} to {high}")
     return array.astype(target)
 
 

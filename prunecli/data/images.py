@@ -137,7 +137,7 @@ def image_column(name: str, files: Sequence[Path], how: Preparation) -> InputCol
         check_budget(name, shape, dtype)
         return pixels.rows(np.arange(len(files)))
 
-    return InputColumn(name, shape, dtype, read, pixels.rows)
+    return InputColumn(name, shape, dtype, read=read, pick=pixels.rows)
 
 
 @dataclass

@@ -103,10 +103,18 @@ def analyse(
                 table.product(table.axis(value, index, size), parts)
     for node in model.graph:
         imported = model.opset_imports.get(node.domain)
-        _apply_rule(RuleContext(node, geometry, table, work, node.version or imported or 0))
+        _apply_rule(RuleContext(node, geometry, table, work=work, opset=node.version or imported or 0))
     _freeze_dynamic(table, geometry)
     components = solve(table)
-    return Analysis(model, dict(inputs), geometry, components, find_families(components), work=work, other_inputs=other)
+    return Analysis(
+        model,
+        dict(inputs),
+        geometry,
+        components=components,
+        families=find_families(components),
+        work=work,
+        other_inputs=other,
+    )
 
 
 def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:

@@ -121,7 +121,7 @@ def _block(node: ir.Node, branch: int, stream: int, geometry: Geometry) -> Resid
     if axis is None or not _weighted(dead) or not _reads(dead, x):
         return None
     name = node.name or node.outputs[0].name or ""
-    return ResidualBlock(name, node, branch, axis, geometry.facts.shapes[value][axis])
+    return ResidualBlock(name, node, branch, axis=axis, size=geometry.facts.shapes[value][axis])
 
 
 def _alike(facts: Facts | None, value: ir.Value, x: ir.Value, node: ir.Node) -> bool:

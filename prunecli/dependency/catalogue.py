@@ -436,7 +436,7 @@ class _Builder:
             reasons = [r for r in (reason[c] for c in self.solved.of_axis(number).tolist()) if r]
             if reasons and reasons[0] != "kernel":
                 main = max(sorted(set(reasons)), key=reasons.count)
-                out.append(Frozen(axis.value.name or "", axis.index, main, len(reasons), axis.size))  # type: ignore[union-attr]
+                out.append(Frozen(axis.value.name or "", axis.index, main, positions=len(reasons), size=axis.size))  # type: ignore[union-attr]
         return out + self._unseen()
 
     def _reasons(self, batches: list[_Batch], usable: list[_Batch]) -> list[str]:
@@ -469,7 +469,7 @@ class _Builder:
         """Floating-point tensors that no rule spoke about."""
         seen = {axis.value.name for axis in self.table.axes if axis.value is not None}
         return [
-            Frozen(name, axis, "no operator that reads it relates its positions to others", size, size)
+            Frozen(name, axis, "no operator that reads it relates its positions to others", positions=size, size=size)
             for name, value in self.analysis.model.graph.initializers.items()
             if name not in seen and value.const_value is not None and value.const_value.dtype.is_floating_point()
             for axis, size in enumerate(value.const_value.shape.numpy())

@@ -338,5 +338,7 @@ def _group(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> ReshapeGroup:
         return {axis: (cuts.index(s), cuts.index(e)) for (axis, _), s, e in zip(axes, starts, ends, strict=True)}
 
     empty = factors is None
-    return ReshapeGroup([i for i, _ in a], [i for i, _ in b], factors,
-                        {} if empty else spans(a, cuts_a), {} if empty else spans(b, cuts_b))  # fmt: skip
+    return ReshapeGroup(
+        [i for i, _ in a], [i for i, _ in b], factors,
+        source_spans={} if empty else spans(a, cuts_a), target_spans={} if empty else spans(b, cuts_b),
+    )  # fmt: skip

@@ -103,7 +103,7 @@ def _plain(solved: Components) -> Family:
             free[factor] = False
     members = np.flatnonzero(free)
     labels = np.arange(len(members))
-    return Family(members, labels, len(members), solved.frozen[members], solved.approximate[members])
+    return Family(members, labels, len(members), frozen=solved.frozen[members], approximate=solved.approximate[members])
 
 
 def _product_index(solved: Components) -> tuple[Ints, Ints]:
@@ -168,7 +168,7 @@ def _close(run: _Run, product: Product) -> tuple[Ints, set[int]]:
     rest = (run.label[product.whole] >= 0) & ~covered
     while rest.any():
         axis = _best_factor(run, product, rest)
-        _label_factor(run, product, axis, rest, changed)
+        _label_factor(run, product, axis, rest=rest, changed=changed)
         changed.append(_slabs(run, product, axis, covered))
         used.add(axis)
         rest = (run.label[product.whole] >= 0) & ~covered
@@ -219,7 +219,7 @@ def _family(solved: Components, run: _Run) -> Family:
     members = np.flatnonzero(run.label >= 0)
     roots, labels = np.unique(run.root(run.label[members]), return_inverse=True)
     frozen, approximate = (_worst(of[members], labels, len(roots)) for of in (solved.frozen, solved.approximate))
-    return Family(members, labels.astype(np.int64), len(roots), frozen, approximate, factor=True)
+    return Family(members, labels.astype(np.int64), len(roots), frozen=frozen, approximate=approximate, factor=True)
 
 
 def _worst(reasons: Ints, labels: Ints, count: int) -> Ints:

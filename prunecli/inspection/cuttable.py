@@ -50,7 +50,7 @@ def cuttable_units(file: Model, dims: Dims) -> CuttableUnits:
         units[group.kind] += group.count
     shares = _shares(found)
     reasons = Counter(axis.reason for axis in found.frozen).most_common()
-    return CuttableUnits(units, len(found.groups), shares["params"], shares["macs"], reasons)
+    return CuttableUnits(units, len(found.groups), shares["params"], macs=shares["macs"], frozen=reasons)
 
 
 def _shares(found: Catalogue) -> dict[str, float | None]:

@@ -59,7 +59,7 @@ class GraphView:
             (int(a), int(b), float(w / total[b]))
             for a, b, w in zip(between.row, between.col, between.data, strict=True)
         ]
-        return cls(path, graph.units, graph.edges.nnz, layers, links)
+        return cls(path, graph.units, graph.edges.nnz, layers=layers, links=links)
 
 
 def write_graph(graph: UnitGraph, path: Path) -> None:

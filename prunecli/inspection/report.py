@@ -415,4 +415,6 @@ def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[S
         edges = np.linspace(0, spread.largest or 1.0, len(spread.picture) + 1).tolist()
         panels.append(Panel([Series("weights", edges, spread.picture, "histogram")], layer.weight))
     note = "" if len(panels) == len(layers) else f"The {len(panels)} largest of {len(layers)} weights."
-    yield Chart("|w| in each weight", panels, ChartAxis("|w|"), ChartAxis("weights", "count"), note, shared=False)
+    yield Chart(
+        "|w| in each weight", panels, ChartAxis("|w|"), y=ChartAxis("weights", "count"), note=note, shared=False
+    )

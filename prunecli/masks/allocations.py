@@ -163,7 +163,7 @@ def lower_hull(x: Array, y: Array) -> list[int]:
     """Corners of the lower convex hull of the points (x, y), x rising."""
     corners: list[int] = []
     for i in range(len(x)):
-        while len(corners) > 1 and _is_above(x, y, corners[-2], corners[-1], i):
+        while len(corners) > 1 and _is_above(x, y, corners[-2], b=corners[-1], c=i):
             corners.pop()
         corners.append(i)
     return corners

@@ -276,13 +276,14 @@ for _entry in (
     Criterion(
         "l1", "mean |w| of the unit",
         "|w|; structures: sum |x| per slice of matrices and kernels (Li et al. 2017)",
-        Elements(mean_of(_magnitude), by_magnitude=True), Structures(sums_of(_magnitude, "out", "in")),
+        elements=Elements(mean_of(_magnitude), by_magnitude=True),
+        structures=Structures(sums_of(_magnitude, "out", "in")),
     ),
     Criterion(
         "l2", "root mean square of the unit",
         "sqrt(mean(w^2)); structures: sum x^2 per slice, whose sum over slices is the unit's energy",
-        Elements(lambda block: (block.weights * block.weights).mean(axis=1) ** 0.5, by_magnitude=True),
-        Structures(sums_of(_square, "out", "in")),
+        elements=Elements(lambda block: (block.weights * block.weights).mean(axis=1) ** 0.5, by_magnitude=True),
+        structures=Structures(sums_of(_square, "out", "in")),
     ),
     Criterion(
         "l2-in", "squared norm of what reads the unit",
@@ -316,8 +317,8 @@ for _entry in (
     Criterion(
         "random", "seeded random scores, the baseline that others must beat",
         "uniform in [0, 1); the same for the same seed and tensor or group",
-        Elements(lambda block: block.rng.random(len(block.weights))),
-        Structures(lambda group: [group.rng.random(group.count)]),
+        elements=Elements(lambda block: block.rng.random(len(block.weights))),
+        structures=Structures(lambda group: [group.rng.random(group.count)]),
     ),
     Criterion(
         "activation", "energy that the unit adds to what its readers compute",
@@ -338,13 +339,13 @@ for _entry in (
         "taylor", "|w| E|g|: what the outputs lose without w, to first order",
         "|w| E|g|, g the gradient of one sample (Molchanov et al. 2017); structures: E|sum w g| over the weights that"
         " read the unit (Molchanov et al. 2019)",
-        Elements(PRODUCT, ABSOLUTE), Structures(over_samples(abs), GATES, "none"),
+        elements=Elements(PRODUCT, ABSOLUTE), structures=Structures(over_samples(abs), GATES, "none"),
     ),
     Criterion(
         "fisher", "w^2 E[g^2]: what the outputs lose without w, to second order",
         "w^2 E[g^2], g the gradient of one sample (LeCun et al. 1990; Theis et al. 2018); structures: E[(sum w g)^2]",
-        Elements(mean_of(lambda w, square: w * w * square), SQUARED),
-        Structures(over_samples(lambda gates: gates * gates), GATES, "none"),
+        elements=Elements(mean_of(lambda w, square: w * w * square), SQUARED),
+        structures=Structures(over_samples(lambda gates: gates * gates), GATES, "none"),
     ),
     Criterion(
         "snip", "|w| E|g|, g of a batch: connection sensitivity",
@@ -362,8 +363,10 @@ for _entry in (
         "obs", "what the layer's output loses when w goes and the rest makes up for it",
         "the loss at which exact Optimal Brain Surgeon removes w (Frantar and Alistarh 2022); structures: the damage to"
         " the outputs that the unit adds in its turn, its readers refitted each time (`structures/damage.py`)",
-        Elements(mean_of(lambda w, loss: loss), REMOVAL_LOSS),
-        Structures(lambda group: _staying(group) if group.damage is None else [group.damage], DAMAGE, "none"),
+        elements=Elements(mean_of(lambda w, loss: loss), REMOVAL_LOSS),
+        structures=Structures(
+            lambda group: _staying(group) if group.damage is None else [group.damage], DAMAGE, "none"
+        ),
     ),
 ):  # fmt: skip
     CRITERIA.add(_entry)

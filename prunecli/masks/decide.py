@@ -198,15 +198,17 @@ class Units:
     def source(self, target: Target) -> ScoreSource:
         """The scores of one weight's units, for the search for a cut."""
         if self.by_bits:
-            return ScoreSource(target.name, target.size, target.dtype, target.load, target.release, shape=target.shape)
+            return ScoreSource(
+                target.name, target.size, target.dtype, load=target.load, release=target.release, shape=target.shape
+            )
         tiling = self.tiling(target, target.load())
         target.release()
         return ScoreSource(
             target.name,
             tiling.units,
             np.float64,
-            lambda: self.keys(target, target.load()),
-            target.release,
+            load=lambda: self.keys(target, target.load()),
+            release=target.release,
             width=tiling.width or 1,
             sizes=None if tiling.width else tiling.flat(tiling.sizes()),
             shape=target.shape,

@@ -84,7 +84,7 @@ def _brackets(sources: Sequence[ScoreSource], samples: list[Array], share: float
     low, high = np.searchsorted(running, [share - margin, share + margin])
     bounds = (merged[order[low]] if low > 0 else -1.0, merged[order[high]] if high < order.size else 2.0)
     return [
-        _bracket_of(source, sample, score, bounds, widening)
+        _bracket_of(source, sample, score, bounds=bounds, widening=widening)
         for source, sample, score in zip(sources, samples, scores, strict=True)
     ]
 
@@ -114,7 +114,7 @@ def _ranked(census: Census, bracket: Bracket) -> Ranked:
     lamp = _lamp(np.square(values_of(keys, census.source.form)), census.above_squares)
     if not np.isfinite(lamp).all() or not np.isfinite(census.above_squares):
         raise PruneError(f"the squares of {census.source.name} overflow", "use --scope global for this model")
-    return Ranked(census, bracket, keys, lamp, sizes[order])
+    return Ranked(census, bracket, keys, lamp=lamp, sizes=sizes[order])
 
 
 def _merge(found: list[Ranked], budget: int) -> list[int] | None:

@@ -164,12 +164,12 @@ def lowest(sources: Sequence[ScoreSource], budget: int, progress: Progress = no_
     common = common_format([source.form for source in sources])
     samples, widening = sampled(sources, progress), 1
     while True:
-        bracket = _bracket(sources, samples, budget / total, widening, common)
+        bracket = _bracket(sources, samples, budget / total, widening=widening, common=common)
         found = [survey(source, bracket, common) for source in progress(sources, "choosing", len(sources))]
         below = sum(census.below for census in found)
         inside = sum(census.inside_weight + sum(census.atoms) for census in found)
         if below < budget <= below + inside:
-            return _cuts(found, _kth(found, bracket, common, budget - below), common, bracket, budget)
+            return _cuts(found, _kth(found, bracket, common, budget - below), common, bracket=bracket, budget=budget)
         widening *= 8
 
 
@@ -242,7 +242,7 @@ def _cuts(found: list[Census], key: int, common: KeyFormat, bracket: Bracket, bu
     lower = [_weight_below(census, key, common, bracket) for census in found]
     room, cuts = budget - sum(lower), []
     for census, dropped in zip(reversed(found), reversed(lower), strict=True):
-        ties, gone, spent = _fitting_ties(census, key, common, bracket, room)
+        ties, gone, spent = _fitting_ties(census, key, common, bracket=bracket, room=room)
         room = room - spent if gone == ties else 0  # the first unit that does not fit ends it
         own = narrow(key, census.source.form, common)
         cuts.append(CutPoint(own, ties - gone if gone else EVERY, dropped + spent, census.nonzero))

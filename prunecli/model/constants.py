@@ -138,7 +138,7 @@ def readers(model: ir.Model, value: ir.Value, shape: Shape) -> Iterator[Reader]:
     """Every final reader of `value`, once. Shape and Size do not read the values and are left out."""
     found: set[tuple[ir.Node, int]] = set()
     trail = _Trail(model)
-    for reader in _readers(trail, value, shape, (), 0):
+    for reader in _readers(trail, value, shape, steps=(), depth=0):
         if (reader.node, reader.index) not in found:
             found.add((reader.node, reader.index))
             yield reader
@@ -161,15 +161,15 @@ def _readers(trail: _Trail, value: ir.Value, shape: Shape, steps: tuple[Step, ..
         if operator_of(node).of_shape:
             continue
         if function is not None and depth < MAX_DEPTH and index < len(function.inputs):
-            yield from _readers(trail, function.inputs[index], shape, steps, depth + 1)
+            yield from _readers(trail, function.inputs[index], shape, steps=steps, depth=depth + 1)
             continue
         found = moved(node, index, shape) if depth < MAX_DEPTH else None
         if found is None:
-            yield Reader(node, index, shape, steps, role_of(node, index, shape))
+            yield Reader(node, index, shape, steps=steps, answer=role_of(node, index, shape))
             continue
         after = found[-1].apply(shape) if found else shape
         for out in node.outputs:
-            yield from _readers(trail, out, after, (*steps, *found), depth + 1)
+            yield from _readers(trail, out, after, steps=(*steps, *found), depth=depth + 1)
 
 
 def moved(node: ir.Node, index: int, shape: Shape) -> tuple[Step, ...] | None:

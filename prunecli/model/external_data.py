@@ -173,8 +173,8 @@ def resolve(tensor: onnx.TensorProto, folder: DataFolder) -> tuple[Path, int]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     path = folder.locate(entries.get("location", ""), tensor.name)
     needed = byte_count(ir.DataType(tensor.data_type), tuple(tensor.dims))
-    offset = _number(entries, "offset", 0, tensor, folder)
-    length = _number(entries, "length", needed, tensor, folder)
+    offset = _number(entries, "offset", 0, tensor=tensor, folder=folder)
+    length = _number(entries, "length", needed, tensor=tensor, folder=folder)
     if length != needed:
         raise PruneError(
             f"{folder.model}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {needed} bytes, "

@@ -353,7 +353,9 @@ class Restatement:
         places = [axis for axis, size in enumerate(own) if size > 1]
         for place, axis in zip(places, varied, strict=True):
             block = source.block if source.block and axis == source.axis else 1
-            self.form.companions.append(Companion(parameter.name or "", place, owner.name or "", axis, block))
+            self.form.companions.append(
+                Companion(parameter.name or "", place, owner.name or "", axis=axis, block=block)
+            )
 
     def _holder(self, value: ir.Value) -> Holder:
         return Holder(value, self.graph, value.producer())
@@ -456,11 +458,11 @@ class Restatement:
 
     def _through(self, node: ir.Node, op: str, *others: ir.Value) -> None:
         """Let the output of a node be what `op` makes of it."""
-        inner = self.insert(node, node.op_type, list(node.inputs), dict(node.attributes), node.domain)
+        inner = self.insert(node, node.op_type, list(node.inputs), attributes=dict(node.attributes), domain=node.domain)
         self.become(node, op, [inner, *others])
 
     def _rounded_output(self, node: ir.Node, scale: Value, zero_point: Value) -> None:
-        inner = self.insert(node, node.op_type, list(node.inputs), dict(node.attributes), node.domain)
+        inner = self.insert(node, node.op_type, list(node.inputs), attributes=dict(node.attributes), domain=node.domain)
         self.become(node, "QuantizeLinear", [inner, scale, *([zero_point] if zero_point is not None else [])])
 
 
@@ -606,12 +608,12 @@ def _dynamic(r: Restatement, node: ir.Node) -> None:
 
 @restates("ConvInteger")
 def _conv_integer(r: Restatement, node: ir.Node) -> None:
-    _unscaled(r, node, "Conv", 0, KERNEL)
+    _unscaled(r, node, "Conv", axis=0, keep=KERNEL)
 
 
 @restates("MatMulInteger")
 def _matmul_integer(r: Restatement, node: ir.Node) -> None:
-    _unscaled(r, node, "MatMul", -1, ())
+    _unscaled(r, node, "MatMul", axis=-1, keep=())
 
 
 KERNEL = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
@@ -738,7 +740,7 @@ def _qgemm(r: Restatement, node: ir.Node) -> None:
     i = [input_of(node, index) for index in range(9)]
     a = r.numbers(i[0], i[1], i[2], before=node)
     b = r.numbers(i[3], i[4], i[5], axis=1 - integer(node, "transB", 0), before=node)
-    c = _bias(r, node, i[6], (i[1], i[4]), number(node, "alpha", 1.0))
+    c = _bias(r, node, i[6], scales=(i[1], i[4]), factor=number(node, "alpha", 1.0))
     r.become(node, "Gemm", [a, b, *([c] if c is not None else [])], ("alpha", "transA", "transB"))
     if i[7] is not None:
         r.stored_again(node, i[7], i[8])
@@ -777,7 +779,7 @@ def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
     """A (.., K) times the transposed (N, K), stored as (N, blocks, block)."""
     i = [input_of(node, index) for index in range(6)]
     width, rows = integer(node, "K", 0), integer(node, "N", 0)
-    source = nbits(_integers(i[1]), i, integer(node, "bits", 4), integer(node, "block_size", 0), width)
+    source = nbits(_integers(i[1]), i, integer(node, "bits", 4), block=integer(node, "block_size", 0), width=width)
     if source is None or i[1] is None:
         how = " by groups of its inputs (g_idx)" if i[4] is not None else ""
         raise _UnknownError(f"how {node.op_type} {node.name!r} stores its weight{how} is not known")
@@ -793,7 +795,9 @@ def _gather_blocks(r: Restatement, node: ir.Node) -> None:
     """Rows of a table that is stored in blocks: data, indices, scales, zero points."""
     i = [input_of(node, index) for index in range(4)]
     axis, gathered = integer(node, "quantize_axis", 1), integer(node, "gather_axis", 0)
-    source = block_table(_integers(i[0]), i, integer(node, "bits", 4), integer(node, "block_size", 128), axis)
+    source = block_table(
+        _integers(i[0]), i, integer(node, "bits", 4), block=integer(node, "block_size", 128), axis=axis
+    )
     if source is None or i[0] is None:
         raise _UnknownError(f"how {node.op_type} {node.name!r} stores its table is not known")
     table = r.weight(i[0], source, node)
@@ -834,7 +838,7 @@ def _attention(r: Restatement, node: ir.Node) -> None:
     x = r.numbers(i[0], i[3], i[6], before=node)
     w = r.numbers(i[1], i[4], i[7], axis=-1, before=node)
     keep = ("num_heads", "unidirectional", "do_rotary", "mask_filter_value", "past_present_share_buffer")
-    r.become(node, "Attention", [x, w, i[2], i[5], i[8]], keep, MICROSOFT)
+    r.become(node, "Attention", [x, w, i[2], i[5], i[8]], keep=keep, domain=MICROSOFT)
 
 
 @restates("QLinearAdd", "QLinearMul", domain=MICROSOFT)

@@ -120,7 +120,7 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
             raise OutOfMemoryError(f"{path} cannot be read") from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise PruneError(f"{path}: the model makes no sense: {reason}", DAMAGED) from error
-    return Model(model, path, sha256, tuple(folder.sizes), notes, packed=tuple(packed), sparse=sparse)
+    return Model(model, path, sha256, data_files=tuple(folder.sizes), notes=notes, packed=tuple(packed), sparse=sparse)
 
 
 def _build(
@@ -169,7 +169,7 @@ def _mapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         del tensor.raw.metadata_props[:]  # onnx-ir holds a copy, and would write both
     if not isinstance(tensor, ir.ExternalTensor) or isinstance(tensor, MappedTensor):
         return tensor
-    mapped = MappedTensor(Path(tensor.location), tensor.offset or 0, tensor.dtype, tensor.shape, tensor.name)
+    mapped = MappedTensor(Path(tensor.location), tensor.offset or 0, tensor.dtype, shape=tensor.shape, name=tensor.name)
     mapped.doc_string = tensor.doc_string
     mapped.metadata_props.update(tensor.metadata_props)
     return mapped

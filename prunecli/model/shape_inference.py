@@ -332,7 +332,7 @@ def _instantiate(node: ir.Node, function: ir.Function) -> tuple[ir.Graph, dict[i
     for copy in inner:
         for name, attribute in list(copy.attributes.items()):
             if attribute.is_ref():
-                _fill(copy, name, attribute, node.attributes, function.attributes)
+                _fill(copy, name, attribute, given=node.attributes, defaults=function.attributes)
     return body, dict(zip(inner, outer, strict=True))
 
 
@@ -388,7 +388,7 @@ def _loop(node: ir.Node, facts: Facts, model: ir.Model) -> None:
     for value, result in zip(body.inputs[2:], results[:carried], strict=False):
         if facts.shape(value) != facts.shape(result):
             facts.shapes.pop(result, None)  # it grows with every round
-    _collect(node.outputs, results, carried, times, facts)
+    _collect(node.outputs, results, carried, times=times, facts=facts)
     _missing(node, facts)
     facts.inner[node] = [Inner(body, facts, times)]
 
@@ -413,7 +413,7 @@ def _scan(node: ir.Node, facts: Facts, model: ir.Model) -> None:
             times, shape = shape[axis], (*shape[:axis], *shape[axis + 1 :])
         facts.learn(value, shape, facts.dtypes.get(origin) if origin is not None else None)
     _run(body, facts, model)
-    _collect(node.outputs, body.outputs, states, None if any(out_axes) else times, facts)
+    _collect(node.outputs, body.outputs, states, times=None if any(out_axes) else times, facts=facts)
     _missing(node, facts)
     facts.inner[node] = [Inner(body, facts, times)]
 

@@ -146,7 +146,7 @@ def demands(model: ir.Model) -> dict[str, Demand]:
         shapes, arrays = [facts.shape(v) for v in node.inputs], [facts.value(v) for v in node.inputs]
         for index, value in enumerate(node.inputs):
             if value is not None and value not in facts.shapes:
-                found = demand_of(DemandReading(node, index, after, shapes, arrays))
+                found = demand_of(DemandReading(node, index, after, shapes=shapes, arrays=arrays))
                 asked[value] = found | asked.get(value, NO_DEMAND)
     return {value.name or "": asked.get(value, NO_DEMAND) for value in model.graph.inputs}
 

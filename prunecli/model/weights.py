@@ -190,7 +190,9 @@ def _weight(holder: Holder, shape: Shape, reads: list[Reader], names: set[str]) 
         return None
     kind = min((use.kind for use in uses), key=PRIORITY.index)
     main = next(use for use in uses if use.kind == kind)
-    return Weight(_unique(holder, names), kind, uses, holder, main.layout, notes=_notes(holder, uses, reads))
+    return Weight(
+        _unique(holder, names), kind, uses, holder=holder, layout=main.layout, notes=_notes(holder, uses, reads)
+    )
 
 
 def _is_parameter(use: Use) -> bool:
@@ -211,7 +213,7 @@ def _is_parameter(use: Use) -> bool:
 
 
 def _use(read: Reader, shape: Shape, role: Role) -> Use:
-    return Use(read.node, read.index, role.kind, role.layout.after(read.steps, shape), read.shape)
+    return Use(read.node, read.index, role.kind, layout=role.layout.after(read.steps, shape), shape=read.shape)
 
 
 def _unique(holder: Holder, names: set[str]) -> str:

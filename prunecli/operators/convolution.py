@@ -109,8 +109,8 @@ class SlidingWindow:
             kernel,
             integers(node, "strides") or ones,
             integers(node, "dilations") or ones,
-            integers(node, "pads") or (0,) * (2 * len(kernel)),
-            text(node, "auto_pad", "NOTSET"),
+            given=integers(node, "pads") or (0,) * (2 * len(kernel)),
+            auto=text(node, "auto_pad", "NOTSET"),
         )
 
     def reach(self, axis: int) -> int:
@@ -170,7 +170,7 @@ def _columns(window: SlidingWindow, group: int, x: Array, out: Shape, positions:
     before = [window.pads(i, x.shape[2 + i], out[2 + i])[0] for i in axes]
     starts = [window.strides[i] * np.arange(out[2 + i]) - before[i] for i in axes]
     steps = [window.dilations[i] * np.arange(window.kernel[i]) for i in axes]
-    return _windows(x, starts, steps, group, positions)
+    return _windows(x, starts, steps, group=group, positions=positions)
 
 
 def _transposed_columns(window: SlidingWindow, group: int, x: Array, out: Shape, positions: Array | None) -> Array:
@@ -183,7 +183,7 @@ def _transposed_columns(window: SlidingWindow, group: int, x: Array, out: Shape,
     cut = [window.transposed_pad(i, x.shape[2 + i], out[2 + i]) for i in axes]
     starts = [np.arange(out[2 + i]) + cut[i] for i in axes]
     steps = [-window.dilations[i] * np.arange(window.kernel[i]) for i in axes]
-    return _windows(spread, starts, steps, group, positions)
+    return _windows(spread, starts, steps, group=group, positions=positions)
 
 
 def _windows(x: Array, starts: list[Array], steps: list[Array], group: int, positions: Array | None) -> Array:

@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from prunecli.errors import PruneError, check_keyword
+from prunecli.types import Json
 
 OUTPUT, REPORT, SELECT, DATA, RUN = "Output", "Report", "Selection", "Data", "Execution"
 """Sections of `--help` that several commands have."""
@@ -173,6 +174,11 @@ class Options:
         """Return the fields of a group as an object of that group alone."""
         own = {one.name for one in fields(self)}
         return group(**{one.name: getattr(self, one.name) for one in fields(group) if one.name in own} | changes)
+
+    def recorded(self, *names: str) -> Json:
+        """Return the options of these names as JSON, for the recipe that reports, plans and saved models keep."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def given(cls, values: Mapping[str, Any], *unless: str) -> list[str]:

@@ -75,5 +75,5 @@ class PackOptions(Chosen, UnpackOptions):
         return next((name for name in reversed(self.format) if name != "coo"), "table")
 
     def packing_json(self) -> Json:
-        return {"format": "coo" if self.coo else "auto", "values": self.values, "max_error": self.max_error,
-                "min_saving": self.min_saving, "plain_zeros": self.plain_zeros}  # fmt: skip
+        form = "coo" if self.coo else "auto"
+        return {"format": form, **self.recorded("values", "max_error", "min_saving", "plain_zeros")}

@@ -63,7 +63,9 @@ def pack(
         options.execution.check()
     while True:
         try:
-            return replace(_packed(path, target, options, dense, progress), seconds=time.perf_counter() - start)
+            return replace(
+                _packed(path, target, options, dense=dense, progress=progress), seconds=time.perf_counter() - start
+            )
         except NotFolded as error:
             reasons = dict.fromkeys(error.names, "onnxruntime does not fold its decoding away")
             if not reasons.keys() - dense.keys():
@@ -81,7 +83,7 @@ def _packed(path: Path, target: Path, options: PackOptions, dense: dict[str, str
         raise NothingSmaller(f"nothing in {path} would become {options.min_saving:.0%} smaller", _hint(items))
     plain = load(plain_path(original))
     before = totals(plain, concrete_shapes(plain, options.dims))
-    proof = PackProof(file, plain.path, items, options, progress)
+    proof = PackProof(file, plain.path, items, options=options, progress=progress)
     write(file, items)
     saved = _Saved(before, proof, sum(each.stat().st_size for each in (original.path, *original.data_files)))
     sparse = frozenset(item.row.name for item in chosen) if options.coo else frozenset[str]()
@@ -196,7 +198,10 @@ def unpack(
     check_target(file, None if options.dry_run else target, options.force, options)
     names = {**file.sparse, **{packed.name: packed.nbytes for packed in file.packed}}
     items = plan(file, PackOptions(), dict.fromkeys(names, "unpacked"), progress)
-    saved = _Saved(totals(file, concrete_shapes(file, options.dims)), PackProof(file, path, items, options, progress))
+    saved = _Saved(
+        totals(file, concrete_shapes(file, options.dims)),
+        PackProof(file, path, items, options=options, progress=progress),
+    )
     output = saved.save(target, Provenance("unpack"))
     return saved.result(
         command="unpack",

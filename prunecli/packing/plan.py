@@ -246,7 +246,9 @@ def write(model: Model, items: Iterable[Item]) -> None:
         units = _units([item for item in chosen if item.holder.graph is graph])
         if units:
             passes = PASSES if graph is model.ir.graph else 1
-            _write(graph, units, passes, Writer(graph, names, id(graph) in functions, _numbers(units), opset))
+            _write(
+                graph, units, passes, Writer(graph, names, id(graph) in functions, largest=_numbers(units), opset=opset)
+            )
 
 
 def _numbers(units: Sequence[_Unit]) -> int:

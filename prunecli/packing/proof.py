@@ -142,7 +142,7 @@ class PackProof:
             proof = prove(claim, self._cases(original, ran))
         except RandomOutputsError:
             self.verification = Verification(
-                "exact", 0.0, 0.0, 0, f"{_STORED}; its outputs are random and were not compared"
+                "exact", 0.0, 0.0, samples=0, detail=f"{_STORED}; its outputs are random and were not compared"
             )
             return
         if exact:
@@ -167,7 +167,7 @@ class PackProof:
         error, detail = worst.get("max_rel"), f"values are stored as {self.asked.values}"
         if error is not None:
             detail += f": outputs differ by at most {error:.2g} of the largest element"
-        self.verification = Verification("approximate", worst.get("max_abs"), error, runs, detail)
+        self.verification = Verification("approximate", worst.get("max_abs"), error, samples=runs, detail=detail)
         if self.asked.max_error is not None and (error is None or not error <= self.asked.max_error):
             raise GateFailed(
                 f"outputs differ by {'an unknown part' if error is None else f'{error:.3g}'} of the largest element,"
@@ -191,7 +191,7 @@ def alone(item: Item) -> ir.Model:
     graph = ir.Graph([at], [output], nodes=[node], initializers=[value], opset_imports={"": 17}, name="alone")
     chain = after(item.encoded.chain, PASSES - 1)
     assert isinstance(chain, Op)
-    writer = Writer(graph, Names([graph]), False, ranges(chain), 17)
+    writer = Writer(graph, Names([graph]), False, largest=ranges(chain), opset=17)
     writer.write(value, chain, ChainSource(item.row.name, (item.tensor,), item.digest))
     writer.finish()
     return ir.Model(graph, ir_version=8)

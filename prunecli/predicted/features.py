@@ -218,7 +218,7 @@ def describe_groups(model: Model, catalogue: Catalogue) -> DescribedGraph:
         extra = [1.0, np.log(group.count) / 3, np.log1p(len(made)), np.log1p(len(read)), summed / 3]
         own = np.mean([table.row(k) for k in about], axis=0)
         rows.append(np.concatenate([own, extra]))
-        gone.append(_gone(slices, group, "in" if read else "out", table, numbers))
+        gone.append(_gone(slices, group, "in" if read else "out", table=table, numbers=numbers))
     found = np.array([[bool(set(make) & set(read)) for read in readers] for make in makers], float)
     return DescribedGraph(tuple(g.name for g in catalogue.groups), np.array(rows), np.array(gone), found)
 

@@ -61,7 +61,7 @@ def flow_of(graph: ir.Graph, weights: Sequence[Weight]) -> Flow:
     flow = Flow()
     for value in graph.inputs:
         if not value.is_initializer():
-            _know(flow, value, 1.0, frozenset(), 0)
+            _know(flow, value, 1.0, sources=frozenset(), before=0)
     for node in graph:
         _forward(flow, node, layers.get(node, []), weights)
     for value in graph.outputs:
@@ -93,7 +93,7 @@ def _forward(flow: Flow, node: ir.Node, layers: Sequence[int], weights: Sequence
         if scale is not None:
             flow.scales[next(iter(sources))] = np.asarray(scale.array(), np.float64).reshape(-1)
     for value in node.outputs:
-        _know(flow, value, power, sources, before)
+        _know(flow, value, power, sources=sources, before=before)
 
 
 def _alone(value: ir.Value) -> bool:

@@ -53,7 +53,7 @@ def quantized_after(
         timing = replace(asked, timing=bool(getattr(options, "timing", False)))
         timed = (getattr(options, "target", None), getattr(options, "granularity", None)) == ("cpu-int8", "auto")
         advice = "" if timed else f"; {ADVICE}"
-        stages, notes = _stages(original, {"pruned": place, "both": target}, timing, progress, advice)
+        stages, notes = _stages(original, {"pruned": place, "both": target}, timing, progress=progress, advice=advice)
         return made, replace(found, stages=stages, notes=[*found.notes, *notes])
 
 

@@ -119,7 +119,7 @@ class GraphBuilder:
 
     @classmethod
     def of(cls, prepared: Path, form: Form, weights: str, activations: str) -> GraphBuilder:
-        return cls(prepared, load(prepared), form, weights, activations)
+        return cls(prepared, load(prepared), form, weights=weights, activations=activations)
 
     @property
     def weights_alone(self) -> bool:
@@ -132,7 +132,7 @@ class GraphBuilder:
         if self.weights_alone:
             return weights_alone(self.model.ir, self.weights, exclude)
         weights = "int4" if self.form == "nbits" else self.weights
-        asked = QuantisedGraph(self.form, weights, self.activations, ranges, exclude)
+        asked = QuantisedGraph(self.form, weights, self.activations, ranges=ranges, exclude=exclude)
         proto = asked.of(self.prepared)
         lost = preserve.detach(proto)
         for kept in lost.bodies:

@@ -179,7 +179,7 @@ def _sums(visit: _LayerVisit, pair: _BothWalks) -> tuple[Equations, Equations | 
     for number in range(count):
         side = int(number >= data.fitted)
         target = teacher.read(wanted, number)
-        collect(read, pickers[side], sides[side], student.read(read.data, number), target)
+        collect(read, pickers[side], sides[side], data=student.read(read.data, number), wanted=target)
     teacher.release(wanted)
     student.release(read.data)
     for sums in sides[: 1 + data.held]:

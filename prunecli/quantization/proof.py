@@ -39,4 +39,4 @@ def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: 
     samples = "samples that nothing was fitted to" if held else "the samples that were fitted to"
     tensors = how_many(len(decided), "stored tensor")
     detail = f"of {tensors} the decided values are read back, bit for bit; on {samples} {judge.told(error)}"
-    return Verification("approximate", worst.get("max_abs"), worst.get("max_rel"), count, detail)
+    return Verification("approximate", worst.get("max_abs"), worst.get("max_rel"), samples=count, detail=detail)

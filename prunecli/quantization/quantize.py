@@ -70,7 +70,9 @@ def quantize(
         candidates, layers, left = work.candidates(progress)
         best = min(reversed(candidates), key=lambda one: one.error)  # of equal ones the fitted
         return replace(
-            _saved(work, best, candidates, _told(layers, best), target), left=left, seconds=time.perf_counter() - start
+            _saved(work, best, candidates, layers=_told(layers, best), target=target),
+            left=left,
+            seconds=time.perf_counter() - start,
         )
 
 
@@ -152,7 +154,7 @@ class Quantisation:
         """Of activations: all that was seen, and the parts that err least; one that is empty where none are needed."""
         if self.options.activation_type not in ACTIVATIONS or self.options.form != "qdq":
             return [{}]
-        seen = observe(self.batches.start, self.builder.prepared, self.feeds, len(self.feeds), progress)
+        seen = observe(self.batches.start, self.builder.prepared, self.feeds, total=len(self.feeds), progress=progress)
         whole = {name: one.whole for name, one in seen.items()}
         return [whole, fitted_ranges(seen, *ACTIVATIONS[self.options.activation_type])]
 
@@ -281,7 +283,9 @@ class QuantisedInspector:
     def __call__(self, staged: Path) -> None:
         form = self.work.options.form
         if self.work.options.verify:
-            self.verification = check_stored(staged, self.decided, form, self.work.judge, self.work.batches.held)
+            self.verification = check_stored(
+                staged, self.decided, form, judge=self.work.judge, held=self.work.batches.held
+            )
         file = load(staged)
         self.after = totals(file, concrete_shapes(file, self.work.options.dims))
 

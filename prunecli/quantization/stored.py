@@ -57,7 +57,9 @@ class StoredWeight:
         """The float32 tensor that is meant, as the operator that reads it computes it."""
         if self.size:
             inputs = [None, self.integers, self.scale, self.zero]
-            found = nbits(self.integers.const_value, inputs, 4, content(self.integers).shape[2] * 2, self.size)
+            found = nbits(
+                self.integers.const_value, inputs, 4, block=content(self.integers).shape[2] * 2, width=self.size
+            )
             assert found is not None
             return np.ascontiguousarray(found.array().reshape(found.shape[0], -1).T)
         found = quantised(self.integers, self.scale, self.zero, axis=self.axis or 0)
@@ -207,7 +209,7 @@ def _dequantised(node: ir.Node, names: Mapping[str, str]) -> StoredWeight | None
     axis = node.attributes.get_int("axis", 1) if content(inputs[1]).size > 1 else None
     name = inputs[0].name or ""
     name = names.get(name, name.removesuffix("_quantized"))
-    return StoredWeight(name, inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None, axis)
+    return StoredWeight(name, inputs[0], inputs[1], zero=inputs[2] if len(inputs) > 2 else None, axis=axis)
 
 
 def _named(model: ir.Model) -> Iterator[StoredWeight]:
@@ -219,7 +221,7 @@ def _named(model: ir.Model) -> Iterator[StoredWeight]:
         scale = stored.get(f"{base}_scale")
         if integers is not None and integers.const_value is not None and scale is not None:
             axis = None if content(scale).size == 1 else content(integers).ndim - 1
-            yield StoredWeight(base, integers, scale, stored.get(f"{base}_zero_point"), axis)
+            yield StoredWeight(base, integers, scale, zero=stored.get(f"{base}_zero_point"), axis=axis)
 
 
 def _blocked(model: ir.Model) -> Iterator[StoredWeight]:

@@ -265,7 +265,7 @@ def _value(places: Places, path: KeyPath, at: int) -> int:
     if text[at] == "[":
         return _parts(places, at, "]", ((*path, index) for index in range(len(text))))
     if text[at] == "{":
-        return _parts(places, at, "}", None, path)
+        return _parts(places, at, "}", items=None, table=path)
     match = _STRING.match(text, at) or _SCALAR.match(text, at)
     assert match is not None, "tomllib accepted the document"
     return match.end()

@@ -45,11 +45,11 @@ def draw_bars(bars: Bars) -> tuple[Figure, Tips]:
     height = max(len(labels), 1) * LINE_HEIGHT * (0.8 * thick + 0.4)
     top = 1.5 * LINE_HEIGHT if len(bars.series) > 1 else 0.05
     figure = new_figure(WIDTH, height + 0.35 + top)
-    axes = add_axes(figure, left, 0.35, WIDTH - left - _VALUE, height)
+    axes = add_axes(figure, left, 0.35, width=WIDTH - left - _VALUE, height=height)
     tips: Tips = {}
     starts = [0.0] * len(labels)
     for number in range(len(bars.series)):
-        starts = _draw_bars_of(axes, bars, number, starts, tips)
+        starts = _draw_bars_of(axes, bars, number, starts=starts, tips=tips)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(max(len(labels), 1) - 0.4, -0.6)
     axes.set_xlim(0, max(axes.get_xlim()[1], (bars.full or 0) * 1.05) if _any(bars) else bars.full or 1)
@@ -108,11 +108,11 @@ def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
     for number, panel in enumerate(chart.panels):
         left, bottom = number % columns * wide + _LEFT, (rows - 1 - number // columns) * high + _BELOW
         twins = {f"share{a}": drawn[0] if drawn and chart.shares(a) else None for a in _XY}
-        axes = add_axes(figure, left, bottom, wide - _LEFT - _RIGHT, high - _BELOW - above, **twins)
+        axes = add_axes(figure, left, bottom, width=wide - _LEFT - _RIGHT, height=high - _BELOW - above, **twins)
         drawn.append(axes)
         _draw_panel(axes, chart, panel, names)
         axes.set_title(titles[number], fontsize=10, color=FOREGROUND, loc="left", pad=5)
-        _collect_tips(axes, chart, panel, number, tips)
+        _collect_tips(axes, chart, panel, number=number, tips=tips)
     for axes, panel in zip(drawn, chart.panels, strict=True):
         for line, mark in enumerate(panel.marks):  # last, when the ranges are known
             _name_mark(axes, mark, line)

@@ -125,10 +125,10 @@ def adaptive(
     check_target(file, None if options.dry_run else target, options.force, options)
     tune, held = split(options, session)
     seen = check_apart(tune, held, session, options)
-    choosing, confirming = both_parts(tune, held, session, options, heads_of(file.ir.graph))
-    setup = set_up(file, tune, choosing, options, progress)
+    choosing, confirming = both_parts(tune, held, session, options=options, heads=heads_of(file.ir.graph))
+    setup = set_up(file, tune, choosing, options=options, progress=progress)
     goal = Goal(options.limit_of_drop, _minimised(setup.pruner, options.minimize), len(held))
-    run = Search(setup.runner, setup.pruner, goal, options.rounds, setup.pruner.predicted)
+    run = Search(setup.runner, setup.pruner, goal, rounds=options.rounds, predict=setup.pruner.predicted)
     with closing(setup.runner), Scratch() as folder:
         models = StepModels(setup, options, folder, progress)
         interrupted = _interruptible(lambda: run.run(options.strategy))
@@ -192,7 +192,7 @@ def _confirm(run: Search, held: TrialSamples, models: StepModels) -> Iterator[Co
         left = [step for step in run.candidates(limit) if step.number not in tried]
         if not left or not left[0].allocation:
             return
-        found = _confirmed(left[0], held, models, run.goal, attempt)
+        found = _confirmed(left[0], held, models, goal=run.goal, attempt=attempt)
         tried.add(left[0].number)
         yield found
         if found.holds:

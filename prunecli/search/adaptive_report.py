@@ -207,7 +207,9 @@ def curves_chart(found: AdaptiveResult) -> Chart:
         for name in order
     ]  # fmt: skip
     note = "damage: how far the outputs move on average, with nothing else removed"
-    return Chart("Damage by each layer alone", panels, ChartAxis("removed", "percent"), ChartAxis("damage"), note)
+    return Chart(
+        "Damage by each layer alone", panels, ChartAxis("removed", "percent"), y=ChartAxis("damage"), note=note
+    )
 
 
 @dataclass(frozen=True)
@@ -239,11 +241,13 @@ class _Scales:
 
     def chart(self, panel: Panel, name: str, note: str) -> Chart:
         if self.pair is None:
-            return Chart("Steps", [panel], ChartAxis(f"{name} left", "percent"), ChartAxis(self.found.change), note)
+            return Chart(
+                "Steps", [panel], ChartAxis(f"{name} left", "percent"), y=ChartAxis(self.found.change), note=note
+            )
         metric = self.found.metric.replace("_", " ")
         said = "milliseconds of steps are predicted from a table of layers, that of the result is measured"
         across = ChartAxis("milliseconds of a run")
-        return Chart(f"{metric} over time", [panel], across, ChartAxis(metric), f"{said}. {note}".strip())
+        return Chart(f"{metric} over time", [panel], across, y=ChartAxis(metric), note=f"{said}. {note}".strip())
 
 
 def path_chart(found: AdaptiveResult, name: str) -> Chart:

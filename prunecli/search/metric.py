@@ -162,7 +162,10 @@ class TrialMetric:
     def damage(self, reference: Outputs, outputs: Outputs, count: int) -> Array:
         """Per sample, how far the outputs are from the original's: the mean over outputs of the Kullback-Leibler
         divergence of class scores, elsewhere of |a - b|^2 over the mean |a|^2; infinite where not finite."""
-        rows = [_damage(reference[n], outputs[n], self.scales[n], count, self.mixtures.get(n)) for n in self.scales]
+        rows = [
+            _damage(reference[n], outputs[n], self.scales[n], count=count, mixture=self.mixtures.get(n))
+            for n in self.scales
+        ]
         return np.asarray(np.mean(rows, axis=0))
 
 
@@ -205,7 +208,9 @@ def choose_metric(
         found = TrialMetric(chosen, output, scales=scales, mixtures=mixtures)
         _check_numbers(found, batches, reference)
         return found
-    reading = choose_reading(labels, _trimmed(batches[0], reference[0]), asked.task, asked.output_name, classes)
+    reading = choose_reading(
+        labels, _trimmed(batches[0], reference[0]), asked.task, output_name=asked.output_name, classes=classes
+    )
     base = predictions(reading, zip(batches, reference, strict=True))
     chosen = wanted or ("r2" if reading.regression else "accuracy")
     _check_metric(chosen, base)

@@ -108,7 +108,7 @@ class StepModels:
         if last is None:
             cut = pruner.save(allocation, saving, {}, self.progress)
         else:
-            cut = pruner.cut_further(last.path, last.allocation, allocation, saving, self.progress)
+            cut = pruner.cut_further(last.path, last.allocation, allocation, saving=saving, progress=self.progress)
         training = self._training(cut, folder / "trained.onnx")
         done: FinetuneResult = finetune(folder / "cut.onnx", training, self.progress)
         return Trained(folder / "trained.onnx", allocation, (*rounds, Round(1.0, cut, done)))

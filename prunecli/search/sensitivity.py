@@ -126,7 +126,9 @@ def _on_data(model: Path, options: SensitivityOptions, progress: Progress) -> Se
     data = options.tried.open(session.inputs, session.outputs)
     if options.tried.limit is None and len(data) > SAMPLES:
         data, _ = data.split(SAMPLES / len(data), options.seed, groups_of(data, options))
-    setup = set_up(file, data, TrialSamples.of(data, session, options, heads_of(file.ir.graph)), options, progress)
+    setup = set_up(
+        file, data, TrialSamples.of(data, session, options, heads_of(file.ir.graph)), options=options, progress=progress
+    )
     with closing(setup.runner):
         proxy, told = _proxy(setup, options, progress)
         rows, ranking = _by_trials(setup, options) if proxy is None else _by_proxy(setup, options, proxy)
@@ -193,7 +195,7 @@ def _row(setup: TrialSetup, layer: Layer, levels: Sequence[float], outcomes: Seq
     for level, outcome in zip(levels, outcomes, strict=True):
         assert outcome.records is not None
         drop = metric.drop(outcome.records)
-        points.append(Point(level, outcome.damage, metric.value(outcome.records), drop.value, drop.error()))
+        points.append(Point(level, outcome.damage, metric.value(outcome.records), drop=drop.value, error=drop.error()))
     return SensitivityRow(layer, points)
 
 

@@ -167,7 +167,7 @@ def sensitivity_chart(found: SensitivityResult) -> Chart:
         return Chart("Predicted damage by layer", panels, ChartAxis("removed", "percent"), y)
     y = ChartAxis(f"{_metric(found)} {found.change}")
     note = "bands: one standard error to both sides"
-    return Chart("Loss by layer", panels, ChartAxis("removed", "percent"), y, note)
+    return Chart("Loss by layer", panels, ChartAxis("removed", "percent"), y=y, note=note)
 
 
 def _curve(row: SensitivityRow) -> Series:

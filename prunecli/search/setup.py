@@ -93,7 +93,9 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
         content_digest(files), pruner.identity, _content(samples.batches),
         [metric.identity, metric.output, options.probes, provider], [__version__, version()],
     )  # fmt: skip
-    workspace = Workspace(identity, files, pruner.at, samples, samples.probes(options.probes), provider=provider)
+    workspace = Workspace(
+        identity, files, pruner.at, samples=samples, probes=samples.probes(options.probes), provider=provider
+    )
     return TrialSetup(
         file, pruner, TrialRunner(workspace, pool_of(options), Journal(options.state, identity), progress), given
     )

@@ -273,7 +273,9 @@ def _straight(run: Search) -> Path:
     for share in grid:
         allocation = run.space.by_threshold(share)
         segments += [
-            Segment(k, before.get(k, 0.0), f, 1.0, 1.0) for k, f in allocation.items() if f > before.get(k, 0.0)
+            Segment(k, before.get(k, 0.0), f, damage=1.0, saved=1.0)
+            for k, f in allocation.items()
+            if f > before.get(k, 0.0)
         ]
         before = allocation
     return Path({}, segments)

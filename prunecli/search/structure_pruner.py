@@ -173,7 +173,9 @@ class StructurePruner(UnitSpace):
     ) -> Array:
         asked = self._cut_options(criterion, threads=1)
         how = UnitRecipe(Budget("ratio", 0.5), replace(asked, max_ratio=None), widths=Alignment())
-        return decide_units(cuttable.units, how, allowed, measure(cuttable, asked, progress), progress).scores
+        return decide_units(
+            cuttable.units, how, allowed, evidence=measure(cuttable, asked, progress), progress=progress
+        ).scores
 
     @property
     def at(self) -> Callable[[Path], UnitSpace]:
@@ -205,7 +207,7 @@ class StructurePruner(UnitSpace):
         return group_curves(replace(self.cuttable.file, ir=self.cuttable.work), self.cuttable.units)
 
     def save(self, allocation: Allocation, saving: PrunedFile, said: Json, progress: Progress) -> StructuredResult:
-        return self._save(self.cuttable, allocation, saving, said, progress)
+        return self._save(self.cuttable, allocation, saving, said=said, progress=progress)
 
     def cut_further(
         self, trained: Path, gone: Allocation, allocation: Allocation, saving: PrunedFile, progress: Progress
@@ -213,7 +215,9 @@ class StructurePruner(UnitSpace):
         assert saving.output is not None
         work, place = expand(self.cuttable, self.mask(gone), trained), saving.output.with_name("expanded.onnx")
         save(replace(self.cuttable.file, ir=work), place, SaveOptions(force=True))
-        return self._save(open_cuttable(place, self.ranking.how, self.options.dims), allocation, saving, {}, progress)
+        return self._save(
+            open_cuttable(place, self.ranking.how, self.options.dims), allocation, saving, said={}, progress=progress
+        )
 
     def _save(
         self, cuttable: Cuttable, allocation: Allocation, saving: PrunedFile, said: Json, progress: Progress
@@ -224,7 +228,7 @@ class StructurePruner(UnitSpace):
         timed = {"timing": saving.timed, "timed_threads": o.execution.thread_count}
         wanted = self._cut_options(o.criterion, threads=1, recover=o.recovery, **kept, **timed)
         how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(allocation),
-               "include": list(o.include), "exclude": list(o.exclude), **cuttable.how.to_json()}  # fmt: skip
+               **o.recorded("include", "exclude"), **cuttable.how.to_json()}  # fmt: skip
         decided = Decided(self.mask(allocation), self.ranking.scores, {**how, **said}, self.left)
         found = carry_out(cuttable, decided, saving.output, wanted, progress=progress, start=start)
         return found if self.timing is None else replace(found, latency=_remaining(found.speed))

@@ -129,8 +129,8 @@ def _hull(curve: DamageCurve) -> list[Segment]:
             rising.append(i)
     corners = [rising[i] for i in lower_hull(saved[rising], damages[rising])]
     return [
-        Segment(curve.layer, float(fractions[a]), float(fractions[b]), float(damages[b] - damages[a]),
-                float(saved[b] - saved[a]))
+        Segment(curve.layer, float(fractions[a]), float(fractions[b]), damage=float(damages[b] - damages[a]),
+                saved=float(saved[b] - saved[a]))
         for a, b in pairwise(corners)
     ]  # fmt: skip
 

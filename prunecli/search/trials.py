@@ -73,7 +73,13 @@ class TrialSamples:
         reference = list(outputs_of(session, batches, OUTPUT_LIMIT))
         known = data.labels if labels is None else labels
         metric = choose_metric(
-            options.metric, options.asked, known, batches, reference, classes=data.classes, heads=heads
+            options.metric,
+            options.asked,
+            known,
+            batches=batches,
+            reference=reference,
+            classes=data.classes,
+            heads=heads,
         )
         return cls(batches, reference, metric)
 

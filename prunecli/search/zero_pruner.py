@@ -156,7 +156,9 @@ class ZeroPruner(WeightSpace):
         chosen = [w for w in self.choice.chosen if w.size and (not needs or w.name in evidence)]
         macs = macs_by_weight(chosen, count_macs(self.file, concrete_shapes(self.file, options.dims)))
         work = {w.name: macs.get(w.name) for w in chosen}
-        super().__init__(load(path), WeightRanking(work, self.criterion, form.text, options.seed, evidence))
+        super().__init__(
+            load(path), WeightRanking(work, self.criterion, form.text, seed=options.seed, evidence=evidence)
+        )
 
     def _ranked(self, progress: Progress) -> tuple[str, dict[str, Array], tuple[str, ...]]:
         """The criterion and its evidence. `auto` is smoothed where the model has gradients, else l1, which is told; and

@@ -84,7 +84,7 @@ class SliceNumbering:
         if tensor is None or value.is_graph_input() or not tensor.dtype.is_floating_point() or tensor.size > LARGEST:
             return None
         array = tensor.numpy()
-        return of_content(self.groups, value.name or "", array, axis, eps_of(array)) if array.size else None
+        return of_content(self.groups, value.name or "", array, axis=axis, eps=eps_of(array)) if array.size else None
 
     def tells(self, value: ir.Value | None, axis: int) -> bool:
         """Return whether a slice along the axis is known to be constant or a multiple of another."""
@@ -559,7 +559,7 @@ def ties(numbering: SliceNumbering, node: ir.Node) -> AtomTable:
     table = AtomTable()
     opset = node.version or numbering.analysis.model.opset_imports.get(node.domain) or 0
     try:
-        TIES[node.domain, node.op_type](RuleContext(node, numbering.analysis.geometry, table, [], opset))
+        TIES[node.domain, node.op_type](RuleContext(node, numbering.analysis.geometry, table, work=[], opset=opset))
     except (LengthError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return AtomTable()
     return table
@@ -574,7 +574,7 @@ def rearranging(numbering: SliceNumbering, node: ir.Node) -> None:
     for out in node.outputs:
         for axis in range(numbering.rank(out)) if out.name and numbering.is_data(out) else ():
             number = table.numbers.get((out, axis))
-            made = None if number is None else _result(numbering, node, table, roots, number)
+            made = None if number is None else _result(numbering, node, table, roots=roots, number=number)
             if made is not None and made.tells:
                 numbering.say(out, axis, _padded(numbering, node, axis, made))
 

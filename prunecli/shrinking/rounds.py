@@ -164,7 +164,7 @@ def _rows(units: Catalogue, removed: Array, told: dict[int, str]) -> Iterator[Un
         if mine:
             whys = [told[unit] for unit in mine]
             counts = {why: whys.count(why) for why in dict.fromkeys(whys)}
-            yield UnitRow(group.name, group.kind, group.count, len(mine), counts)
+            yield UnitRow(group.name, group.kind, group.count, removed=len(mine), reasons=counts)
 
 
 def check_finite(file: Model) -> None:

@@ -82,7 +82,7 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
     if work.removed.nothing:
         nothing = Verification("none", detail="nothing was written")
         return told(output=None, after=before, verification=nothing, notes=original.notes)
-    proof = _proof(original, options, work, data, progress)
+    proof = _proof(original, options, work, data=data, progress=progress)
     inspector = _Inspector(original, options, proof if options.verify else None)
     vocabulary = work.removed.vocabulary
     text = None if vocabulary is None or vocabulary.in_graph else _tokenizer_text(vocabulary, words)
@@ -120,7 +120,7 @@ def _worked(original: Model, options: ShrinkOptions, data: Dataset | None, progr
     vocabulary = cut_vocabulary(file, options) if options.vocabulary is not None else None
     if vocabulary is not None:
         file = replace(file, ir=vocabulary.model)
-    shrunk = _units(file, options, data, vocabulary, progress)
+    shrunk = _units(file, options, data, vocabulary=vocabulary, progress=progress)
     if shrunk.model is not None:
         file = replace(file, ir=shrunk.model)
     interface.append(drop_dead_inputs(file.ir) if options.dead_inputs else None)
@@ -157,7 +157,7 @@ def _units(
         samples = data
 
         def measure(file: Model, finder: Finder) -> Measured:
-            return constant_on(samples, file, finder, options, progress)
+            return constant_on(samples, file, finder, options=options, progress=progress)
 
     return remove_surplus(file, options.dims, progress, measure)
 

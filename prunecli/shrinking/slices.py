@@ -138,7 +138,7 @@ def multiples(rows: Array, eps: float) -> tuple[Ints, Floats]:
     gaps = np.diff(code[order]) > 1e-6 * np.maximum(spread[order[1:]], spread[order[:-1]])
     for run in np.split(order, np.flatnonzero(gaps) + 1) if len(order) else ():
         if len(run) > 1:
-            _match(rows, scale, np.sort(run), RELATIVE * eps, first)
+            _match(rows, scale, np.sort(run), relative=RELATIVE * eps, first=first)
     return first, scale
 
 

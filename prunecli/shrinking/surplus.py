@@ -113,7 +113,7 @@ class Finder:
         for one in found:
             slices = numbering.of(one.data, one.axis)
             excused = slices.constant if one.plain and may_fold(one) else slices.zero
-            yield End(node, one.data, one.axis, excused, one)
+            yield End(node, one.data, one.axis, excused=excused, contraction=one)
         if found and not _computed_weights(node, found):
             return
         if not found and _is_by_position(node):

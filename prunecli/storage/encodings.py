@@ -281,7 +281,7 @@ def windows(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
         if _fullest(view[:SAMPLE]) * windows > most:
             continue
         if 0 < (keep := _fullest(view)) < width and keep * windows <= most:
-            found = _windowed(subject, axis, width, keep, bits)
+            found = _windowed(subject, axis, width, keep=keep, bits=bits)
             if found.nbytes <= limit:
                 best, limit = found, found.nbytes - 1
     return best

@@ -49,12 +49,12 @@ def choose_blocks(
     costs = BlockCosts(subject.work, subject.units.blocks, {"macs": macs})
     target = subject.fraction(budget, 0 if budget.kind == "ratio" else costs.whole(budget.kind))
     wanted = UnitRecipe(Budget(budget.kind, target), options)
-    found = decide_blocks(costs, damage, wanted, allowed, progress)
+    found = decide_blocks(costs, damage, wanted, allowed=allowed, progress=progress)
     if not found.removed.any():
         raise PruneError("at this budget no block is dropped",
                          advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1)))  # fmt: skip
     notes.append(f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all")
-    return Decided(found.removed, found.scores, {**recipe, "criterion": "divergence"}, left, notes)
+    return Decided(found.removed, found.scores, {**recipe, "criterion": "divergence"}, left=left, notes=notes)
 
 
 def check_block_options(options: CutOptions) -> None:

@@ -123,7 +123,7 @@ def by_cost(bundles: Bundles, order: Array, cost: Cost, target: float, total: in
     ranked = order.tolist()
     ways = [ranked[:low]]
     ways += [way for skipped in range(max(low - SKIPS, 0), low)
-             if (way := _without(bundles, ranked, skipped, left, target)) is not None]  # fmt: skip
+             if (way := _without(bundles, ranked, skipped, left=left, target=target)) is not None]  # fmt: skip
     ways = [_give_back(bundles, way, left, target) for way in ways]
     return np.array(max(ways, key=left), np.int64)
 

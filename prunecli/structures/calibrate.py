@@ -103,7 +103,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     alignment = options.alignment
     widths = [alignment.widths(subject.units, group, limit) for group, limit in zip(groups, most, strict=True)]
     usable = [n for n, m in enumerate(most) if m > 0]
-    source = DamageSource(subject.work, subject.units, fit, judge, data.start, progress=progress)
+    source = DamageSource(subject.work, subject.units, fit, held=judge, start=data.start, progress=progress)
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
     damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
     few = fit[: -(-JOINTLY_FITTED // options.batch_size)]

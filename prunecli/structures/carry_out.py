@@ -94,7 +94,7 @@ def carry_out(
         speed = measured(place, subject.file.path, options, progress) if options.timing else None
     if options.save_plan is not None:
         save_cut_plan(options.save_plan, plan_json(subject, decided, positions), options.force)
-    found = _result(subject, decided, inspector, None if options.dry_run else saved, options)
+    found = _result(subject, decided, inspector, output=None if options.dry_run else saved, options=options)
     return replace(found, recovery=recovery, speed=speed, removed=positions, seconds=time.perf_counter() - start)
 
 
@@ -110,7 +110,7 @@ def _recovered(inspector: CutInspector, cut: ir.Model, positions: Removed) -> tu
     from prunecli.structures.recovery import recover
 
     subject, options = inspector.subject, inspector.options
-    fitted, recovery = recover(subject, cut, positions, options, inspector.progress)
+    fitted, recovery = recover(subject, cut, positions, options=options, progress=inspector.progress)
     if recovery is None:
         return cut, None
     with Scratch() as folder:

@@ -338,7 +338,7 @@ class _Chooser:
             parts = [] if group.kind == "block" else [self._part(piece, gone) for piece in self.slices.of(group)]
             found = self.evidence or Measurements()
             damage, importance = found.damage.get(group.name), found.importance.get(group.name)
-            units = UnitGroup(group.name, group.count, parts, rng, damage, importance=importance)
+            units = UnitGroup(group.name, group.count, parts, rng=rng, damage=damage, importance=importance)
             rows.append(self.criterion.score(units))
             if any(np.isnan(row).any() for row in rows[-1]):
                 raise PruneError(f"a weight of {group.name} holds NaN", "`prune inspect` lists the weights")
@@ -362,7 +362,9 @@ class _Chooser:
             gates = self.evidence.gates[piece.name, piece.axis]
             evidence["gates"] = gates[:, piece.index].sum(axis=2, dtype=np.float64).T
         scale = piece.name in self.slices.norm_scales
-        return WeightPart(piece.name, piece.role, partial(self.slices.matrix, piece, lost), scale, evidence)
+        return WeightPart(
+            piece.name, piece.role, partial(self.slices.matrix, piece, lost), scale=scale, evidence=evidence
+        )
 
     # -- choice -----------------------------------------------------------------------------------
 
@@ -380,14 +382,14 @@ class _Chooser:
         goal = self._goal(bundles, share)
         order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
         blocks = self._pools_of_blocks()
-        found = bundles.mask(by_cost(bundles, order, self.cost, goal, total), total)
+        found = bundles.mask(by_cost(bundles, order, self.cost, target=goal, total=total), total)
         met = self.alignment.block == 1 and blocks is None and self.cost(found) >= (1 - NEAR) * goal
         if met or not everywhere:
             return found
         starts = [found]
         if blocks is not None:  # a block weighs much: from either end of the trade
             rest = order[~np.isin(bundles.pool[order], blocks.pools)]
-            other = bundles.mask(by_cost(bundles, rest, self.cost, goal, total), total)
+            other = bundles.mask(by_cost(bundles, rest, self.cost, target=goal, total=total), total)
             starts += [other] * (self.cost(other) <= goal)
         return self._exchanged(scores, starts, removed, goal)
 
@@ -417,7 +419,7 @@ class _Chooser:
             return self.costs.time(lengths.kept(state, self.alignment))
 
         problem = WidthProblem(
-            damage, reached(removed), cost, time, goal, slack=self._slack, blocks=self._pools_of_blocks()
+            damage, reached(removed), cost, time=time, target=goal, slack=self._slack, blocks=self._pools_of_blocks()
         )
         ends = [exchange(problem, reached(start)) for start in starts]
         best = min(range(len(ends)), key=lambda n: (problem.short(ends[n]), problem.total(ends[n])))

@@ -107,7 +107,7 @@ def read_positions(path: Path, plan: Json, shapes: Mapping[str, tuple[int, ...]]
                 raise PruneError(f"{path}: {key} lists {name!r}, which the model does not have", ANEW)
             for axis, listed in axes.items():
                 size = _axis_size(path, name, axis, shapes[name])
-                out.setdefault(name, {})[int(axis)] = _positions(path, name, axis, listed, size)
+                out.setdefault(name, {})[int(axis)] = _positions(path, name, axis, listed=listed, size=size)
     return out
 
 

@@ -185,7 +185,9 @@ class _Editor:
                 yield step
             for axis, merged in self.forced.merged.get(name, {}).items():
                 kept_of = {k: np.delete(np.arange(merged.split[k]), gone) for k, gone in merged.gone.items()}
-                steps = self._inside(node.input[index], axis, len(self.forced.shapes[name]), merged.split, kept_of)
+                steps = self._inside(
+                    node.input[index], axis, len(self.forced.shapes[name]), split=merged.split, indices=kept_of
+                )
                 node.input[index] = steps[-1].output[0]
                 yield from steps
         last = []
@@ -200,7 +202,7 @@ class _Editor:
                 current = node.output[index] = self._name(name)
                 left = tuple(n - len(merged.gone.get(k, ())) for k, n in enumerate(merged.split))
                 back = {k: _places(merged.split[k], gone) for k, gone in merged.gone.items()}
-                last += self._inside(current, axis, len(self.forced.shapes[name]), left, back)
+                last += self._inside(current, axis, len(self.forced.shapes[name]), split=left, indices=back)
                 last[-1].output[0] = name
         yield node
         yield from last

@@ -79,7 +79,9 @@ def decide(
     recipe = UnitRecipe(Budget(budget.kind, subject.fraction(budget, stored)), options, curves)
     evidence, (table, untimed) = measure(subject, options, progress), _int8_table(subject, options, allowed, progress)
     told += untimed
-    decision = decide_units(subject.units, recipe, allowed, evidence, progress, costing=table, gone=gone)
+    decision = decide_units(
+        subject.units, recipe, allowed, evidence=evidence, progress=progress, costing=table, gone=gone
+    )
     if not decision.removed.any():
         given = options.alignment.given and options.alignment.block > 1
         more = advice(
@@ -87,7 +89,7 @@ def decide(
         )
         raise PruneError("at this budget nothing is removed", more)
     return subject, Decided(
-        decision.removed, decision.scores, _recipe(options, subject.how), left, [*told, *decision.notes]
+        decision.removed, decision.scores, _recipe(options, subject.how), left=left, notes=[*told, *decision.notes]
     )
 
 
@@ -153,21 +155,18 @@ def _recipe(options: StructuredOptions, how: AnalysedAs) -> Json:
     """The choice in full, as provenance and plans record it."""
     budget = options.budget
     assert budget is not None
-    names = ("criterion", "normalize", "scope")
     unit = "_ms" if budget.kind == "latency" and budget.absolute else ""
+    damping = ["damping"] if options.criterion == "pagerank" else []
+    target = ["target"] if options.round_to == AUTO else []
+    allocate = ["allocate"] if options.allocate else []
     return {
         budget.kind + unit: budget.target,
         "granularity": options.structures,
-        **{name: getattr(options, name) for name in names},
-        **({"damping": options.damping} if options.criterion == "pagerank" else {}),
+        **options.recorded("criterion", "normalize", "scope", *damping),
         "max_ratio": options.largest_ratio,
-        "round_to": options.round_to,
-        **({"target": options.target} if options.round_to == AUTO else {}),
+        **options.recorded("round_to", *target),
         "steps": options.step_count,
-        "seed": options.seed,
-        "include": list(options.include),
-        "exclude": list(options.exclude),
-        **({"allocate": options.allocate} if options.allocate else {}),
+        **options.recorded("seed", "include", "exclude", *allocate),
         **({"data": options.source.text} if options.source else {}),
         **how.to_json(),
     }

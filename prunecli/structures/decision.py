@@ -162,7 +162,9 @@ def read_analysed_as(path: Path, recipe: Json, specs: Sequence[InputSpec]) -> An
     if not isinstance(granularity, str):
         raise PruneError(f"{path}: the recipe has no granularity", ANEW)
     shapes, whole = _shapes(recipe, specs), _whole(recipe)
-    return AnalysedAs(granularity, shapes, whole, _names(recipe, "include"), _names(recipe, "convolved"))
+    return AnalysedAs(
+        granularity, shapes, whole, include=_names(recipe, "include"), convolved=_names(recipe, "convolved")
+    )
 
 
 def _names(recipe: Json, key: str) -> tuple[str, ...]:

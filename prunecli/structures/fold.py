@@ -38,7 +38,7 @@ def fold(original: ir.Model, cut: ir.Model, removed: Mapping[str, Mapping[int, A
             continue
         rows, cols = (_kept(old, layer, removed, axis) for axis in (1, 3))
         if (read := read_moments(old, moments.get(old.found.data))) is not None:
-            done.append(_fold_layer(layer, cut.graph, taps_of(old)[0, rows], cols, read))
+            done.append(_fold_layer(layer, cut.graph, taps_of(old)[0, rows], cols=cols, moments=read))
     return done
 
 

@@ -46,11 +46,11 @@ def structured_and_trained(
     _check(options)
     once = replace(options, steps=1, criterion=_criterion(options))
     if options.dry_run:
-        found = decided_and_cut(path, target, once, progress, start)
+        found = decided_and_cut(path, target, once, progress=progress, start=start)
         return replace(found, notes=[*found.notes, left_out(options)])
     with Scratch() as folder:
         cutter = _Cutter(path, replace(once, force=True, timing=False), folder, progress)
-        rounds = prune_and_train(path, target, options, cutter, progress)
+        rounds = prune_and_train(path, target, options, cut=cutter, progress=progress)
     first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, options, rounds)
     late = training.layers()
     layers = [replace(row, nonzero=late[row.weight].nonzero, sparsity=late[row.weight].sparsity)

@@ -289,7 +289,9 @@ class UnitChooser:
         options = self.bench.options
         recipe = UnitRecipe(Budget("latency", aim), options, widths=timed_widths(options))
         units = self.bench.subject.units
-        found = decide_units(units, recipe, self.allowed, self.evidence, self.bench.progress, costing=self.table)
+        found = decide_units(
+            units, recipe, self.allowed, evidence=self.evidence, progress=self.bench.progress, costing=self.table
+        )
         return TimedChoice(found.removed, found.scores, self._predict(found.removed), found.notes)
 
     def _predict(self, removed: Array) -> float:
@@ -322,7 +324,7 @@ class BlockChooser:
 
     def choose(self, aim: float) -> TimedChoice:
         recipe = UnitRecipe(Budget("latency", aim), self.bench.options)
-        found = decide_blocks(self.costs, self.damage, recipe, self.allowed, self.bench.progress)
+        found = decide_blocks(self.costs, self.damage, recipe, allowed=self.allowed, progress=self.bench.progress)
         left = 1 - self.costs.saved("latency", found.removed) / self.costs.whole("latency")
         said = f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all"
         return TimedChoice(found.removed, found.scores, left, [*self.notes, said])
@@ -365,7 +367,7 @@ def choose_for_latency(
         "inputs": {name: list(shape) for name, shape in bench.shapes.items()},
     }
     notes = [*best.choice.notes, told]
-    return Decided(best.choice.removed, best.choice.scores, recipe, left, notes, latency=measured)
+    return Decided(best.choice.removed, best.choice.scores, recipe, left=left, notes=notes, latency=measured)
 
 
 def search(

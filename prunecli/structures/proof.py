@@ -46,7 +46,9 @@ class CutInspector:
     def __call__(self, staged: Path) -> None:
         original = plain_path(self.subject.file)
         if self.options.verify:
-            proof = CutProof(original, self.forced, self.cases, self.options.execution.open, self.progress)
+            proof = CutProof(
+                original, self.forced, self.cases, open=self.options.execution.open, progress=self.progress
+            )
             self.verification = proof(staged)
         self.measure(staged)
 

@@ -225,7 +225,7 @@ def score_charts(groups: Sequence[GroupRow]) -> Iterator[Section]:
         more = "" if len(panels) == len(scored) else f" The {len(panels)} largest of {len(scored)} groups."
         note = f"A unit is what must go together; which go is decided by score per cost.{more}"
         x, y = ChartAxis("score"), ChartAxis("units", "count")
-        yield Chart("Scores of units, by group", panels, x, y, note, shared=False)
+        yield Chart("Scores of units, by group", panels, x, y=y, note=note, shared=False)
 
 
 def _score_panel(group: GroupRow) -> Panel:

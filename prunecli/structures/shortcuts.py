@@ -114,7 +114,9 @@ def shortcut_at(node: ir.Node, geometry: Geometry) -> Shortcut | None:
         strides = strides[0] * taken.strides[0], strides[1] * taken.strides[1]
         nodes.append(step)
         if source is not None and _is_convolved(source):
-            found = Shortcut(source, tuple(nodes), channels, strides, geometry.facts.shapes[source][CHANNELS])
+            found = Shortcut(
+                source, tuple(nodes), channels, strides=strides, inputs=geometry.facts.shapes[source][CHANNELS]
+            )
     return found if found is not None and (found.strides != (1, 1) or ZERO in found.channels) else None
 
 

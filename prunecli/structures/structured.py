@@ -37,8 +37,8 @@ def structured(
         found = _quantised(path, target, options, progress)
         return replace(found, seconds=time.perf_counter() - start)
     if options.trains:
-        return structured_and_trained(path, target, options, progress, start)
-    return decided_and_cut(path, target, options, progress, start)
+        return structured_and_trained(path, target, options, progress=progress, start=start)
+    return decided_and_cut(path, target, options, progress=progress, start=start)
 
 
 def _quantised(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> StructuredResult:
@@ -49,4 +49,4 @@ def _quantised(path: Path, target: Path, options: StructuredOptions, progress: P
     def make(place: Path) -> StructuredResult:
         return structured(path, replace(once, output=place), progress)
 
-    return told_quantized(*quantized_after(path, target, options, make, progress))
+    return told_quantized(*quantized_after(path, target, options, make=make, progress=progress))

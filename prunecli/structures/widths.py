@@ -31,7 +31,7 @@ Learning Performance), Hexagon tensors are padded to 32 channels (Qualcomm AI En
 QUARTER = 4
 """A layer keeps a quarter of a block at least."""
 LEAST = 4
-"""The finest multiples that take the place of blocks: onnxruntime reads channels of its blocked layout four at a time."""
+"""The finest multiples that take the place of blocks: onnxruntime reads channels of its blocked layout by fours."""
 
 
 @dataclass(frozen=True)

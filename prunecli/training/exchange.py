@@ -51,7 +51,9 @@ class MovingMasks:
         shape, layout = item.weight.shape, item.weight.layout
         values, keep = parameters.value(item), parameters.keep[item.start : item.stop].reshape(shape)
         canonical = [layout.canonical(array) for array in (values, slopes.reshape(shape), keep)]
-        goes, comes = moved(np.abs(canonical[0]), np.abs(canonical[1]), canonical[2] != 0, self.pattern, share)
+        goes, comes = moved(
+            np.abs(canonical[0]), np.abs(canonical[1]), canonical[2] != 0, pattern=self.pattern, share=share
+        )
         goes, comes = np.asarray(layout.restore(goes)), np.asarray(layout.restore(comes))
         typical = float(np.abs(values[keep != 0]).mean()) if keep.any() else 0.0
         values[goes], keep[goes] = 0.0, 0.0
@@ -69,8 +71,8 @@ def moved(sizes: Array, slopes: Array, keep: Array, pattern: str, share: float) 
     """
     form = parse_pattern(pattern)
     if isinstance(form, Windows):
-        return _in_windows(sizes, slopes, keep, form, share)
-    return _in_tiles(sizes, slopes, keep, form, share)
+        return _in_windows(sizes, slopes, keep, form=form, share=share)
+    return _in_tiles(sizes, slopes, keep, form=form, share=share)
 
 
 def _in_windows(sizes: Array, slopes: Array, keep: Array, form: Windows, share: float) -> tuple[Array, Array]:

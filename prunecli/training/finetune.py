@@ -103,7 +103,7 @@ def finetune(
     training.store()
     proof = _Proof(training, next(data.batches(training.trainer.supply.run_size)).feed, options)
     at, course = training.trainer.at, [*training.notes, *training.trainer.notes()]
-    saved = _saved(file, target, options, proof, progress)
+    saved = _saved(file, target, options, proving=proof, progress=progress)
     if diverged is not None:
         raise _salvaged(diverged, at.best_epoch, target)
     after_file = file if saved.output is None else load(target)
@@ -220,7 +220,11 @@ def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, 
         specs = common_specs(specs, teacher)
     data = _data(options).open(specs, session.outputs)
     data, held = _split(data.without_labels() if options.unlabelled else data, options, specs)
-    return prepare_training(file, data, held, options, teacher), data, len(held) if held is not None else 0
+    return (
+        prepare_training(file, data, held, options=options, teacher=teacher),
+        data,
+        len(held) if held is not None else 0,
+    )
 
 
 def _data(options: FinetuneOptions) -> DataOptions:
@@ -272,15 +276,12 @@ def _recipe(options: FinetuneOptions) -> Json:
     """The options that decide the result."""
     o = options
     return {
-        **{name: getattr(o, name) for name in ("epochs", "batch_size", "optimizer", "rate")},
+        **o.recorded("epochs", "batch_size", "optimizer", "rate"),
         "knobs": asdict(Knobs(o.momentum, weight_decay=o.weight_decay)),
-        **{name: getattr(o, name) for name in ("schedule", "warmup", "clip", "mixup")},
-        "augment": None if o.augment is None else list(o.augment),
-        **{name: getattr(o, name) for name in ("regularize", "strength", "patience", "seed")},
-        **{name: getattr(o, name) for name in ("features", "blocks", "minutes", "exchange", "pattern")},
+        **o.recorded("schedule", "warmup", "clip", "mixup", "augment", "regularize", "strength", "patience", "seed"),
+        **o.recorded("features", "blocks", "minutes", "exchange", "pattern"),
         **asdict(objective_options(o)),
-        "freeze": list(o.freeze),
-        "bn": o.bn,
+        **o.recorded("freeze", "bn"),
         "data": _data(options).text,
         "val_split": options.val_split,
         "teacher": None if options.teacher_path is None else options.teacher,

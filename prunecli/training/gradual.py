@@ -185,8 +185,8 @@ def proof_of(rounds: list[Round[Any]]) -> Verification:
         weakest.kind,
         _largest(proof.max_abs_error for proof in proofs),
         _largest(proof.max_rel_error for proof in proofs),
-        sum(proof.samples for proof in proofs),
-        f"{weakest.detail} ({cuts})",
+        samples=sum(proof.samples for proof in proofs),
+        detail=f"{weakest.detail} ({cuts})",
     )
 
 

@@ -115,9 +115,9 @@ def prepare_training(
     imitation = _Imitation.of(model, teacher, hyper, options, first.feed)
     told = imitation.answer(first.feed, list(imitation.runner.outputs)) if imitation else None
     heads = heads_of(model.ir.graph)
-    objective = choose_objective(data, outputs, told, objective_options(options), heads)
+    objective = choose_objective(data, outputs, told, options=objective_options(options), heads=heads)
     shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
-    build = _LossGradients(model, shapes, options, batch_size, run_size)
+    build = _LossGradients(model, shapes, options, batch_size=batch_size, run_size=run_size)
     left: dict[str, str] = {}
     try:
         graph, parameters = build.first(objective)
@@ -126,7 +126,7 @@ def prepare_training(
         if len(left) in (0, len(objective.imitated)):
             raise
         kept = {name: value for name, value in outputs.items() if name not in left}
-        objective = choose_objective(data, kept, told, objective_options(options), heads)
+        objective = choose_objective(data, kept, told, options=objective_options(options), heads=heads)
         graph, parameters = build.first(objective)
     _check_logits(objective, outputs[objective.output], graph)
     hidden = imitation.answer(first.feed, imitation.hidden) if imitation else {}
@@ -137,13 +137,13 @@ def prepare_training(
     )
     score = None
     if validation is not None:
-        score = _Judge(model, parameters, objective, validation, options, teacher=teacher).score
+        score = _Judge(model, parameters, objective, data=validation, options=options, teacher=teacher).score
     moving = MovingMasks(options.exchange, options.pattern, movable(parameters, options.masked))
     trainer = Trainer(steppers, supply, options, hyper, score=score, moving=moving if score and moving.names else None)
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
     notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
     notes += ["the labels fit no output and are not read: the teacher alone is learned from"] if unread else []
-    return Training(model, trainer, graph, shapes, [*_notes(graph, batch_size, asked), *notes])
+    return Training(model, trainer, graph, shapes=shapes, notes=[*_notes(graph, batch_size, asked), *notes])
 
 
 def _work(model: Model, data: Dataset) -> int:
@@ -326,4 +326,4 @@ def _holder(model: Model, name: str) -> Holder:
 
 def objective_options(options: FinetuneOptions) -> ObjectiveOptions:
     o = options
-    return ObjectiveOptions(o.smoothing, o.soft_labels, o.temperature, o.alpha, o.output_name)
+    return ObjectiveOptions(o.smoothing, o.soft_labels, o.temperature, alpha=o.alpha, output_name=o.output_name)

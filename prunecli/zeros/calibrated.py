@@ -106,7 +106,7 @@ class CalibratedLayers:
 
     def walk(self, model: ir.Model | None = None, keep: Iterable[str] | None = ()) -> Walk:
         """A run of the original, or of another model, from its start. `keep`: see `Walk`."""
-        return Walk(model or self.original, self.feeds, self.store, self.way.start, keep)
+        return Walk(model or self.original, self.feeds, self.store, open_session=self.way.start, keep=keep)
 
     def student(self) -> tuple[ir.Model, list[LinearLayer]]:
         """A copy to be pruned, and its layers."""
@@ -142,7 +142,9 @@ class CalibratedLayers:
         batch, rows = layer.shape[:2]
         some = spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
         held, pattern = list(self.tasks(layer, folds.held, rows=some)), self.way.pattern
-        return best_ridge(list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern, density)
+        return best_ridge(
+            list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern=pattern, density=density
+        )
 
     def tasks(
         self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None, rows: Array | slice = slice(None)
@@ -198,7 +200,9 @@ class CalibratedLayers:
                 weights = None
                 if self.importance is not None:
                     weights = self.importance.of_positions(use, number, use.positions(target.shape))
-                collect(use, picker, into, given.read(use.data, number), target, known=known, weights=weights)
+                collect(
+                    use, picker, into, data=given.read(use.data, number), wanted=target, known=known, weights=weights
+                )
         if key is not None and not known:
             self.inputs = key, folds.inputs()
         return folds

@@ -66,10 +66,10 @@ def by_gradient(
     names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
     if not names:
         raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
-    source = open_source(file, evidence, list(names.values()), samples, progress)
+    source = open_source(file, evidence, list(names.values()), options=samples, progress=progress)
     choice = _reachable(choice, names, source.gradients.unreached)
     recipe, notes = allocated(file, choice, recipe)
-    decisions, scores = _in_steps(choice.chosen, source, recipe, steps, progress)
+    decisions, scores = _in_steps(choice.chosen, source, recipe, steps=steps, progress=progress)
     details = {name: {"scores": quantiles} for name, quantiles in scores.items()}
     said = {"steps": steps, **source.asked, **({"allocate": recipe.allocate} if recipe.allocate else {})}
     return Selection(choice, decisions, said, [*source.notes, *notes], details=details, feed=source.feed)

@@ -73,7 +73,7 @@ def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Pr
     if last != "shrink" or options.shrink:
         found = _finished(path, target, options, selector, last=last, progress=progress)
     elif options.trains:
-        found = _retrained(path, target, options, selector, progress)
+        found = _retrained(path, target, options, selector=selector, progress=progress)
     else:
         found = _pruned(path, target, options, recipe=options.recipe, selector=selector, progress=progress)
     return replace(found, seconds=time.perf_counter() - start)
@@ -106,7 +106,7 @@ def _finished(
         return told_shrunk(*shrunk_after(target, options, make, progress))
     if last == "quantize":
         assert isinstance(options, QuantizedLast)
-        return told_quantized(*quantized_after(path, target, options, make, progress))
+        return told_quantized(*quantized_after(path, target, options, make=make, progress=progress))
     done = told(*packed_after(target, pack_options(options), make, progress), options.dry_run)
     return replace(done, quantised=told_packed(done.quantised, done.after.file_bytes))
 
@@ -159,7 +159,7 @@ def _retrained(
         recipe = None if whole is None else at_share(whole, share)
         return _pruned(source, place, options, recipe=recipe, selector=selector, progress=progress)
 
-    rounds = prune_and_train(path, target, options, cut, progress)
+    rounds = prune_and_train(path, target, options, cut=cut, progress=progress)
     first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, options, rounds)
     late, before = training.layers(), {layer.weight: layer.nonzero_before for layer in first.layers}
     layers = [replace(layer, nonzero_before=before[layer.weight],
@@ -246,7 +246,7 @@ def prepare(
     check_target(file, None if options.dry_run else target, options.force, options)
     floats = floats_of(file)
     shapes = concrete_shapes(floats, options.dims)
-    found = _selected(floats, options, recipe, selector, progress)
+    found = _selected(floats, options, recipe, selector=selector, progress=progress)
     zeroed = [Zeroed(w, one, w.tensor) for w, one in zip(found.choice.chosen, found.decisions, strict=True)]
     counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
     return Zeroing(

@@ -81,7 +81,7 @@ class Oneshot:
     def select(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
         way = self._way(recipe)
         with Store(self.options.memory_bytes) as store:
-            layers, data = self._layers(file, choice.chosen, way, store, progress)
+            layers, data = self._layers(file, choice.chosen, way, store=store, progress=progress)
             choice = _measured(choice, layers, self.options.fallback)
             with self._journal(layers, recipe) as journal:
                 amounts, allocation, told = self._settled(layers, recipe, journal, progress)
@@ -102,7 +102,7 @@ class Oneshot:
         recipe = Recipe(pattern, sparsity=None if ":" in pattern else 0.0)
         with Store(self.options.memory_bytes) as store:
             way = self._replayed(planned.recipe, recipe)
-            layers, data = self._layers(file, planned.choice.chosen, way, store, progress)
+            layers, data = self._layers(file, planned.choice.chosen, way, store=store, progress=progress)
             known = {w.name: d for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
             masks = {w.holder.name: known[w.name].drop(w.array()) for w in planned.choice.chosen}
             with self._journal(layers, sorted(masks), *(masks[name] for name in sorted(masks))) as journal:
@@ -258,7 +258,7 @@ class Oneshot:
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
         told += _too_few(details)
         every = [decisions[w.name] if w.name in decisions else by_value(w) for w in choice.chosen]
-        return Selection(choice, every, {}, told, moved, details=details)
+        return Selection(choice, every, {}, notes=told, moved=moved, details=details)
 
 
 def _batch_size(data: Dataset) -> int:

@@ -202,12 +202,12 @@ def spread_charts(spreads: Mapping[str, ZeroedSpread], sizes: Mapping[str, int])
         return
     x, y = ChartAxis("|w|", log=True), ChartAxis("weights", "count")
     note = "The leftmost bar also holds what is smaller."
-    yield Chart("What was zeroed: |w| over all weights", [_spread_panel(spreads[""], "")], x, y, note)
+    yield Chart("What was zeroed: |w| over all weights", [_spread_panel(spreads[""], "")], x, y=y, note=note)
     largest = sorted((name for name in spreads if name), key=lambda name: -sizes[name])[:MOST]
     panels = [_spread_panel(spreads[name], name) for name in spreads if name in largest]
     if len(largest) < len(spreads) - 1:
         note += f" The {len(largest)} largest of {len(spreads) - 1} weights."
-    yield Chart("What was zeroed: |w| in each weight", panels, x, y, note, shared="x")
+    yield Chart("What was zeroed: |w| in each weight", panels, x, y=y, note=note, shared="x")
 
 
 def _spread_panel(spread: ZeroedSpread, title: str) -> Panel:

@@ -78,4 +78,4 @@ def _spread(one: _Counted, first: int, last: int) -> ZeroedSpread:
         return (int(counts[: first + 1].sum()), *(int(n) for n in counts[first + 1 : last + 1]))
 
     cut = one.cut if one.zeroed.any() else None
-    return ZeroedSpread(edges, shown(one.kept), shown(one.zeroed), cut, one.cut <= one.least)
+    return ZeroedSpread(edges, shown(one.kept), shown(one.zeroed), cut=cut, sharp=one.cut <= one.least)

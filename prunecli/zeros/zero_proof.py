@@ -78,7 +78,7 @@ class ZeroProof:
         return "masked and fitted" if fitted else "masked"
 
     def _by_storage(self, why: str) -> Verification:
-        return Verification("exact", 0.0, 0.0, 0, f"{_STORED.format(how=self.how)}; {why}")
+        return Verification("exact", 0.0, 0.0, samples=0, detail=f"{_STORED.format(how=self.how)}; {why}")
 
     def _check_stored(self, staged: Path) -> None:
         """Every tensor has the bits that numpy gives it, and the rest of the file is the same."""

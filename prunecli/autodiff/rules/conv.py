@@ -54,7 +54,7 @@ def read_window(g: GradientContext, kernel: Sequence[int], large: Shape, small: 
     n, mode = len(kernel), g.text("auto_pad", "NOTSET")
     pads = g.ints("pads", [0] * (2 * n)) if mode == "NOTSET" else (0,) * (2 * n)
     window = PoolWindow(
-        tuple(kernel), g.ints("strides", [1] * n), g.ints("dilations", [1] * n), pads[:n], pads[n:],
+        tuple(kernel), g.ints("strides", [1] * n), g.ints("dilations", [1] * n), before=pads[:n], after=pads[n:],
         groups=g.integer("group", 1),
     )  # fmt: skip
     if mode in ("NOTSET", "VALID") and not g.ints("output_shape"):
@@ -70,7 +70,7 @@ def read_window(g: GradientContext, kernel: Sequence[int], large: Shape, small: 
 def conv(g: GradientContext, dy: Value) -> Gradients:
     """dx: a Conv with flipped weights, or a ConvTranspose; dw: a product per place of the kernel; dbias = sum(dy)."""
     window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], g.ops.shape(dy)[2:])
-    dx = _input_gradient(g.ops, dy, g.x(1), g.x(0), window) if g.needs(0) else None
+    dx = _input_gradient(g.ops, dy, g.x(1), x=g.x(0), window=window) if g.needs(0) else None
     dw = weight_gradient(g.ops, g.x(0), dy, window) if g.needs(1) else None
     return [dx, dw, g.ops.channel_sum(dy) if g.needs(2) else None]
 
@@ -103,7 +103,7 @@ def _input_gradient(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow)
         back = replace(window, before=tuple(pads[0]), after=tuple(pads[1]))
         return _conv(ops, dy, _flipped(ops, w, window.groups), back)
     if set(window.kernel) == {1} and not any(window.pads):
-        return _pointwise_strided(ops, dy, w, x, window)
+        return _pointwise_strided(ops, dy, w, x=x, window=window)
     padded = [i + b + a for i, b, a in zip(ops.shape(x)[2:], window.before, window.after, strict=True)]
     lengths = zip(padded, ops.shape(dy)[2:], window.strides, window.spans, strict=True)
     rest = [i - ((o - 1) * s + span) for i, o, s, span in lengths]
@@ -115,7 +115,7 @@ def _flipped(ops: Ops, w: Value, groups: int) -> Value:
     m, c, *kernel = ops.shape(w)
     axes = [2 + i for i, k in enumerate(kernel) if k > 1]
     if axes:
-        w = ops.slice(w, axes, [-1] * len(axes), [-(1 << 62)] * len(axes), [-1] * len(axes))
+        w = ops.slice(w, axes, [-1] * len(axes), ends=[-(1 << 62)] * len(axes), steps=[-1] * len(axes))
     if groups == 1:
         return ops.transpose(w, [1, 0, *range(2, 2 + len(kernel))])
     split = ops.reshape(w, (groups, m // groups, c, *kernel))
@@ -171,7 +171,7 @@ def weight_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
     for tap in itertools.product(*map(range, window.kernel)):
         starts = [t * d for t, d in zip(tap, window.dilations, strict=True)]
         ends = [a + (o - 1) * s + 1 for a, o, s in zip(starts, out, window.strides, strict=True)]
-        taps.append(_tap(ops, x, dy_rows, (starts, ends), window))
+        taps.append(_tap(ops, x, dy_rows, ends=(starts, ends), window=window))
     if len(taps) == 1:
         return ops.reshape(taps[0], (m, c, *window.kernel))
     stacked = ops.stack([ops.reshape(tap, (m, c)) for tap in taps])
@@ -197,7 +197,7 @@ def _image_products(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
     x = ops.pad(x, [0, 0, *window.before], [0, 0, *window.after])
     axes = list(range(2, ops.rank(x)))
     ends = [(o - 1) * s + 1 for o, s in zip(out, window.strides, strict=True)]
-    seen = ops.slice(x, axes, [0] * len(axes), ends, window.strides)
+    seen = ops.slice(x, axes, [0] * len(axes), ends=ends, steps=window.strides)
     products = ops.matmul(ops.reshape(dy, (n, m, -1)), ops.reshape(seen, (n, c, -1)), tb=True)
     return ops.reshape(ops.sum(products, [0]), (m, c, *window.kernel))
 
@@ -235,7 +235,9 @@ def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Va
         cut = [min(a, 0) for a in after]
         planes, after = ops.pad(planes, [0] * (2 + len(cut)), [0, 0, *cut]), [max(a, 0) for a in after]
     filters = ops.reshape(dy, (n * c, 1, *kernel))
-    swapped = PoolWindow(tuple(kernel), window.dilations, window.strides, window.before, tuple(after), groups=n * c)
+    swapped = PoolWindow(
+        tuple(kernel), window.dilations, window.strides, before=window.before, after=tuple(after), groups=n * c
+    )
     taps = _conv(ops, planes, filters, swapped)
     per_image = ops.reshape(taps, (n, c * int(np.prod(window.kernel))))
     return ops.reshape(ops.sum(per_image, [0]), (c, 1, *window.kernel))
@@ -337,7 +339,7 @@ def global_average_pool(g: GradientContext, dy: Value) -> Gradients:
 
 @rule("GlobalMaxPool")
 def global_max_pool(g: GradientContext, dy: Value) -> Gradients:
-    return to_winners(g.ops, g.x(), g.y, dy, list(range(2, g.ops.rank(g.x()))))
+    return to_winners(g.ops, g.x(), g.y, dy=dy, axes=list(range(2, g.ops.rank(g.x()))))
 
 
 def to_winners(ops: Ops, x: Value, y: Value, dy: Value, axes: list[int]) -> Value:

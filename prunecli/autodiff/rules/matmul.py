@@ -20,7 +20,7 @@ def gemm(g: GradientContext, dy: Value) -> Gradients:
     """Y = alpha A'B' + beta C, ' being an optional transposition of its own per operand."""
     alpha, beta = g.real("alpha", 1.0), g.real("beta", 1.0)
     ta, tb = bool(g.integer("transA")), bool(g.integer("transB"))
-    da, db = product_gradients(g, dy, ta, tb, alpha)
+    da, db = product_gradients(g, dy, ta, tb=tb, alpha=alpha)
     return [da, db, g.ops.mul(dy, beta) if g.needs(2) else None]
 
 
@@ -28,13 +28,15 @@ def gemm(g: GradientContext, dy: Value) -> Gradients:
 def matmul(g: GradientContext, dy: Value) -> Gradients:
     ranks = [g.ops.rank(g.x(0)), g.ops.rank(g.x(1))]
     if min(ranks) >= 2:
-        return list(product_gradients(g, dy, False, False, 1.0))
+        return list(product_gradients(g, dy, False, tb=False, alpha=1.0))
     return _with_vectors(g, dy, ranks)
 
 
 @rule("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(g: GradientContext, dy: Value) -> Gradients:
-    return list(product_gradients(g, dy, bool(g.integer("transA")), bool(g.integer("transB")), g.real("alpha", 1.0)))
+    return list(
+        product_gradients(g, dy, bool(g.integer("transA")), tb=bool(g.integer("transB")), alpha=g.real("alpha", 1.0))
+    )
 
 
 def product_gradients(
@@ -96,7 +98,7 @@ def einsum(g: GradientContext, *dys: Value) -> Gradients:
             gradients.append(None)
             continue
         others = [(terms[k], g.x(k)) for k in range(len(terms)) if k != index]
-        gradients.append(_einsum_operand(g.ops, (out, dys[0]), others, term, g.shape(index)))
+        gradients.append(_einsum_operand(g.ops, (out, dys[0]), others, term=term, shape=g.shape(index)))
     return gradients
 
 

@@ -214,8 +214,8 @@ def _gru(d: Direction) -> Back:
     new, dnew = d.activate(1, ops.add(xn, ops.mul(r, q) if d.before_reset else q))
     kn, kz = ops.mul(ops.one_minus(z), dnew), ops.mul(ops.sub(hp, new), dz)
     if d.before_reset:
-        return _gru_after(d, (kz, ops.mul(ops.mul(kn, q), dr), kn), r, z, hp)
-    return _gru_before(d, (kz, kn, ops.mul(hp, dr)), (rz, rn), (r, z, hp), source)
+        return _gru_after(d, (kz, ops.mul(ops.mul(kn, q), dr), kn), r, z=z, hp=hp)
+    return _gru_before(d, (kz, kn, ops.mul(hp, dr)), (rz, rn), states=(r, z, hp), source=source)
 
 
 def _gru_after(d: Direction, factors: tuple[Value, Value, Value], r: Value, z: Value, hp: Value) -> Back:

@@ -39,7 +39,7 @@ def reduce_mean(g: GradientContext, dy: Value) -> Gradients:
 @rule("ReduceMax", "ReduceMin")
 def reduce_extremum(g: GradientContext, dy: Value) -> Gradients:
     dy, y, axes = _kept(g, dy)
-    return to_winners(g.ops, g.x(), y, dy, axes)
+    return to_winners(g.ops, g.x(), y, dy=dy, axes=axes)
 
 
 @rule("ReduceProd")

@@ -89,7 +89,7 @@ def _unslice_axis(g: GradientContext, dy: Value, axis: int, taken: range) -> tup
     if len(taken) == 0:
         return dy, 0, 0
     if taken.step < 0:
-        dy = ops.slice(dy, [axis], [-1], [-(1 << 62)], [-1])
+        dy = ops.slice(dy, [axis], [-1], ends=[-(1 << 62)], steps=[-1])
         taken = taken[::-1]
     length = taken[-1] - taken[0] + 1
     if taken.step > 1 and len(taken) > 1:

@@ -154,7 +154,7 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
         if any(step.name == name for step in steps):
             raise PruneError(f"{toml.place('step', at, 'name', value=True)}: two steps are called {name}",
                              "give each a name of its own")  # fmt: skip
-        own = _own(toml, at, table, command, folder)
+        own = _own(toml, at, table, command=command, folder=folder)
         fitting = {key: setting for key, setting in common.items() if key in schema_of(command)}
         merged = {**defaults.of(command), **fitting, **own, **_wanted(changes, name, command)}
         mine = {*defaults.own.get(command, ()), *own, *(c.setting.key for c in changes if c.step == name)}

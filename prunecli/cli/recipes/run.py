@@ -126,8 +126,13 @@ def _gates(planned: PlannedStep, result: Reported) -> list[GateLine]:
         return []
     items = setting.items or (setting.place,) * len(setting.texts)
     places = dict(zip(map(str.strip, setting.texts), items, strict=True))
-    return [GateLine(g["expr"], g["value"], g["passed"], places.get(g["expr"], setting.place), g.get("reason", ""))
-            for g in found]  # fmt: skip
+    return [
+        GateLine(
+            g["expr"], g["value"], g["passed"],
+            place=places.get(g["expr"], setting.place), reason=g.get("reason", ""),
+        )
+        for g in found
+    ]  # fmt: skip
 
 
 def _named(error: PruneError, planned: PlannedStep, gates: list[GateLine]) -> PruneError:

@@ -181,7 +181,7 @@ def fused_attention(ctx: RuleContext) -> None:
     """X (B, T, C), W (C, q + k + v), bias (q + k + v), past (2, B, heads, P, d) -> Y (B, T, heads * dv)."""
     x, w, y = ctx.x(), ctx.x(1), ctx.y
     count, sizes = ctx.int("num_heads"), ctx.ints("qkv_hidden_sizes") or (ctx.shape(w)[1] // 3,) * 3
-    parts = heads(ctx, count, count, sizes[1] // count, sizes[2] // count)
+    parts = heads(ctx, count, count, key=sizes[1] // count, value=sizes[2] // count)
     ctx.tie(x, 2, w, 0)
     for value in (w, ctx.input(2)):
         packed(ctx, value, -1, qkv(parts))
@@ -233,7 +233,7 @@ def multi_head(ctx: RuleContext) -> None:
     q, k, v, y = ctx.x(), ctx.input(1), ctx.input(2), ctx.y
     count = ctx.int("num_heads")
     key = ctx.shape(q)[4] if ctx.rank(q) == 5 else ctx.shape(q)[2] // count
-    parts = heads(ctx, count, count, key, ctx.shape(y)[2] // count)
+    parts = heads(ctx, count, count, key=key, value=ctx.shape(y)[2] // count)
     for value, size in ((q, parts.key), (k, parts.key), (v, parts.value), (y, parts.value),
                         (ctx.input(6), parts.key), (ctx.input(7), parts.value),
                         (ctx.output(1), parts.key), (ctx.output(2), parts.value)):  # fmt: skip
@@ -277,7 +277,7 @@ def group_query(ctx: RuleContext) -> None:
     q, k, v, y = ctx.x(), ctx.input(1), ctx.input(2), ctx.y
     count, groups = ctx.int("num_heads"), ctx.int("kv_num_heads")
     size = ctx.shape(y)[2] // count
-    parts = heads(ctx, count, groups, size, size)
+    parts = heads(ctx, count, groups, key=size, value=size)
     for inside in (parts.key, parts.value):
         ctx.table.freeze(inside, "GroupQueryAttention: the head size is fixed")
     both = [parts.groups, parts.share]

@@ -45,7 +45,7 @@ def blocks_of_bits(cut: NodeCut, node: ir.Node) -> None:
         if value is None or value.const_value is None:
             continue
         array = np.asarray(value.const_value.numpy())
-        cut.set_input(node, index, _of_blocks(array, rows, blocks, shape, bits))
+        cut.set_input(node, index, _of_blocks(array, rows, blocks, shape=shape, bits=bits))
         if not value.uses():
             del cut.model.graph.initializers[value.name or ""]
     order = node.inputs[4] if len(node.inputs) > 4 else None
