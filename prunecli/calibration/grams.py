@@ -256,11 +256,10 @@ _SUM = "prunecli.moments."
 
 @dataclass(frozen=True)
 class MomentReading:
-    """Axis `axis` of `weight` is contracted with axis `data_axis` (from the end) of the value `data`. `groups`:
-    the axis is read once per group, on consecutive stretches of the data."""
+    """An axis of `weight` is contracted with axis `data_axis` (from the end) of the value `data`. `groups`: the axis is
+    read once per group, on consecutive stretches of the data."""
 
     weight: str
-    axis: int
     data: str
     data_axis: int
     groups: int = 1
@@ -275,8 +274,8 @@ def readings(model: ir.Model) -> list[MomentReading]:
             stored, value = behind(node.inputs[one.weight]), node.inputs[one.data]
             if stored is None or value is None or is_constant(value):
                 continue
-            if (place := stored.axis(one.axis)) is not None:
-                found.append(MomentReading(stored.name, place, value.name or "", one.data_axis, one.groups))
+            if stored.axis(one.axis) is not None:
+                found.append(MomentReading(stored.name, value.name or "", one.data_axis, one.groups))
     return found
 
 

@@ -62,10 +62,6 @@ class Shapes:
     assumed: tuple[str, ...]
     facts: Facts
 
-    def of(self, value: ir.Value | None) -> Shape | None:
-        """The shape of a value, None if unknown."""
-        return self.facts.shape(value)
-
 
 def concrete_shapes(model: Model, dims: Dims | None = None) -> Shapes:
     """Infer all shapes; sizes that `dims` leaves open are assumed and recorded.

@@ -89,7 +89,6 @@ class Quantisation:
 
     file: Model
     options: QuantizeOptions
-    folder: Path
     builder: GraphBuilder
     batches: CalibrationBatches
     data: Dataset
@@ -123,7 +122,7 @@ class Quantisation:
         nodes = [use.node.name or "" for weight in unfit for use in weight.uses]
         exclude = list(dict.fromkeys([*_excluded(builder.model, options), *nodes]))
         left = [Skipped(weight.name, UNFIT) for weight in unfit]
-        return cls(file=file, options=options, folder=folder, builder=builder, batches=batches, data=data, judge=judge,
+        return cls(file=file, options=options, builder=builder, batches=batches, data=data, judge=judge,
                    exclude=exclude, feeds=feeds, test=test, notes=notes, unfit=left)  # fmt: skip
 
     def candidates(self, progress: Progress) -> tuple[list[Candidate], list[QuantisedLayer], list[Skipped]]:
@@ -248,7 +247,7 @@ def _saved(
     for key, value in file.ir.metadata_props.items():
         best.graph.model.metadata_props.setdefault(key, value)
     recipe: Json = {**options.quantization_json(), **about(work.data), "chosen": best.name}
-    inspector = QuantisedInspector(work, best, decided)
+    inspector = QuantisedInspector(work, decided)
     saving = SaveOptions(options.external_data, options.force, Provenance("quantize", recipe))
     with written_to(target, options.dry_run) as place:
         saved = save(replace(file, ir=best.graph.model), place, saving, inspector)
@@ -275,7 +274,6 @@ class QuantisedInspector:
     """Takes the staged file: it opens, it holds what was decided, and its sizes. `decided`: floats by weight."""
 
     work: Quantisation
-    best: Candidate
     decided: Mapping[str, Array]
     verification: Verification = UNVERIFIED
     after: Totals | None = None

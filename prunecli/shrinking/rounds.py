@@ -47,10 +47,6 @@ class Shrunk:
     branches: list[Branch] = field(default_factory=list)
     rounded: bool = False
 
-    @property
-    def units(self) -> int:
-        return sum(row.removed for row in self.rows)
-
 
 Measure = Callable[[Model, Finder], Measured]
 """Looks at the values of a model where units meet, on data."""

@@ -59,19 +59,10 @@ class Merge:
 
 @dataclass
 class Surplus:
-    """What may go. `removed`: a mask over units; `merges`: of those, which add to another; `last`: units that stay
-    because an axis cannot be empty."""
+    """What may go. `removed`: a mask over units; `merges`: of those, which add to another."""
 
     removed: Array
     merges: list[Merge] = field(default_factory=list)
-    last: list[int] = field(default_factory=list)
-
-    @property
-    def merged(self) -> Array:
-        """Mask over the units that add to another."""
-        out = np.zeros_like(self.removed)
-        out[[one.unit for one in self.merges]] = True
-        return out
 
 
 class Finder:
@@ -85,19 +76,15 @@ class Finder:
     def find(self, allowed: Array) -> Surplus:
         """Return the surplus among the allowed units."""
         allowed = allowed & np.array([g.approximation == "" for g in self.units.groups], bool)[self.units.group_of]
-        last: list[int] = []
-        while True:
-            removed = self._unneeded(allowed)
-            stays = self._emptied(removed)
-            if not stays:
-                break
-            last += stays
+        removed = self._unneeded(allowed)
+        while stays := self._emptied(removed):
             allowed = allowed.copy()
             allowed[stays] = False
+            removed = self._unneeded(allowed)
         merges = self._equal(allowed, removed)
         removed = removed.copy()
         removed[[one.unit for one in merges]] = True
-        return Surplus(removed, merges, last)
+        return Surplus(removed, merges)
 
     # -- ends -------------------------------------------------------------------------------------
 

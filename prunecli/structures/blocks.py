@@ -129,14 +129,11 @@ class BlockCosts:
 
 @dataclass(frozen=True)
 class BlockDecision:
-    """`scores`: the damage of each block's absence alone, NaN for those that may not go. `order`: as they went.
-    `damage`: of all together."""
+    """`scores`: the damage of each block's absence alone, NaN for those that may not go. `damage`: of all together."""
 
     removed: Mask
     scores: Array
-    order: Sequence[int]
     damage: float
-    notes: Sequence[str] = ()
 
 
 def decide_blocks(
@@ -162,7 +159,7 @@ def decide_blocks(
         pass
     search.give_back()
     removed = costs.closed(search.mask)
-    return BlockDecision(removed, search.alone, search.order, damage(removed) if removed.any() else 0.0)
+    return BlockDecision(removed, search.alone, damage(removed) if removed.any() else 0.0)
 
 
 class _Greedy:

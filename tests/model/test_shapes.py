@@ -212,7 +212,7 @@ def test_real_models_against_onnxruntime(path: Path, tmp_path: Path) -> None:
     model = load(path)
     shapes = concrete_shapes(model)
     assert not shapes.facts.problems
-    produced = {out.name: shapes.of(out) for n in model.ir.graph for out in n.outputs if out.name}
+    produced = {out.name: shapes.facts.shape(out) for n in model.ir.graph for out in n.outputs if out.name}
     assert None not in produced.values()
     feed = random_inputs(input_specs(model.ir), shapes=shapes.inputs)
     for name, array in computed(path, list(produced), feed, tmp_path).items():
