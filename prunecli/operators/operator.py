@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -205,16 +205,7 @@ def amend(ops: str, domain: str = "", **facts: Any) -> None:
         OPERATORS[domain, op] = replace(OPERATORS.get((domain, op), UNKNOWN), **facts)
 
 
-class TypedNode(Protocol):
-    """A node, as onnx_ir or onnx has it."""
-
-    @property
-    def domain(self) -> str: ...
-    @property
-    def op_type(self) -> str: ...
-
-
-def operator_of(node: TypedNode) -> Operator:
+def operator_of(node: ir.Node) -> Operator:
     """What is known of a node's operator; `UNKNOWN` where it is not in the table."""
     return OPERATORS.get((node.domain, node.op_type), UNKNOWN)
 

@@ -175,7 +175,7 @@ class Options:
         own = {one.name for one in fields(self)}
         return group(**{one.name: getattr(self, one.name) for one in fields(group) if one.name in own} | changes)
 
-    def recorded(self, *names: str) -> Json:
+    def recorded(self, names: Iterable[str]) -> Json:
         """Return the options of these names as JSON, for the recipe that reports, plans and saved models keep."""
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -76,4 +76,4 @@ class PackOptions(Chosen, UnpackOptions):
 
     def packing_json(self) -> Json:
         form = "coo" if self.coo else "auto"
-        return {"format": form, **self.recorded("values", "max_error", "min_saving", "plain_zeros")}
+        return {"format": form, **self.recorded(["values", "max_error", "min_saving", "plain_zeros"])}

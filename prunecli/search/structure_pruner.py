@@ -228,7 +228,7 @@ class StructurePruner(UnitSpace):
         timed = {"timing": saving.timed, "timed_threads": o.execution.thread_count}
         wanted = self._cut_options(o.criterion, threads=1, recover=o.recovery, **kept, **timed)
         how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(allocation),
-               **o.recorded("include", "exclude"), **cuttable.how.to_json()}  # fmt: skip
+               **o.recorded(["include", "exclude"]), **cuttable.how.to_json()}  # fmt: skip
         decided = Decided(self.mask(allocation), self.ranking.scores, {**how, **said}, self.left)
         found = carry_out(cuttable, decided, saving.output, wanted, progress=progress, start=start)
         return found if self.timing is None else replace(found, latency=_remaining(found.speed))

@@ -162,11 +162,11 @@ def _recipe(options: StructuredOptions, how: AnalysedAs) -> Json:
     return {
         budget.kind + unit: budget.target,
         "granularity": options.structures,
-        **options.recorded("criterion", "normalize", "scope", *damping),
+        **options.recorded(["criterion", "normalize", "scope", *damping]),
         "max_ratio": options.largest_ratio,
-        **options.recorded("round_to", *target),
+        **options.recorded(["round_to", *target]),
         "steps": options.step_count,
-        **options.recorded("seed", "include", "exclude", *allocate),
+        **options.recorded(["seed", "include", "exclude", *allocate]),
         **({"data": options.source.text} if options.source else {}),
         **how.to_json(),
     }

@@ -276,12 +276,12 @@ def _recipe(options: FinetuneOptions) -> Json:
     """The options that decide the result."""
     o = options
     return {
-        **o.recorded("epochs", "batch_size", "optimizer", "rate"),
+        **o.recorded(["epochs", "batch_size", "optimizer", "rate"]),
         "knobs": asdict(Knobs(o.momentum, weight_decay=o.weight_decay)),
-        **o.recorded("schedule", "warmup", "clip", "mixup", "augment", "regularize", "strength", "patience", "seed"),
-        **o.recorded("features", "blocks", "minutes", "exchange", "pattern"),
+        **o.recorded(["schedule", "warmup", "clip", "mixup", "augment", "regularize", "strength", "patience", "seed"]),
+        **o.recorded(["features", "blocks", "minutes", "exchange", "pattern"]),
         **asdict(objective_options(o)),
-        **o.recorded("freeze", "bn"),
+        **o.recorded(["freeze", "bn"]),
         "data": _data(options).text,
         "val_split": options.val_split,
         "teacher": None if options.teacher_path is None else options.teacher,
