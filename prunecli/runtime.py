@@ -516,7 +516,7 @@ def quantise(model: Path, feeds: Iterable[Feed], folder: Path, name: str) -> Pat
     import onnx
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # it has no types
+    class FeedReader(quantization.CalibrationDataReader):  # type: ignore[misc]  # it has no types
         def __init__(self) -> None:
             self._rest = iter(feeds)
 
@@ -527,7 +527,7 @@ def quantise(model: Path, feeds: Iterable[Feed], folder: Path, name: str) -> Pat
     with _quantiser(f"onnxruntime cannot quantise {model}"):
         opset = next(o.version for o in onnx.load(prepared).opset_import if o.domain in ("", "ai.onnx"))
         quantization.quantize_static(
-            str(prepared), str(out), Reader(), quant_format=quantization.QuantFormat.QDQ,
+            str(prepared), str(out), FeedReader(), quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
             per_channel=opset >= PER_CHANNEL_SINCE,
         )  # fmt: skip

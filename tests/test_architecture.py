@@ -158,7 +158,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_no_class_name_stands_twice() -> None:
-    names = Counter(node.name for m in MODULES for node in parse(m).body if isinstance(node, ast.ClassDef))
+    names = Counter(node.name for m in MODULES for node in ast.walk(parse(m)) if isinstance(node, ast.ClassDef))
     assert [name for name, times in names.items() if times > 1] == []
 
 

@@ -254,5 +254,5 @@ def test_classical_operators(op: str, tmp_path: Path) -> None:
     file = loaded(model, tmp_path)
     found = concrete_shapes(file, Dims({"n": 5}))
     ran = onnxruntime.InferenceSession(str(file.path)).run(None, {"x": np.ones((5, 3), np.float32)})[0]
-    assert found.of(file.ir.graph.outputs[0]) == ran.shape and not found.facts.problems
+    assert found.facts.shape(file.ir.graph.outputs[0]) == ran.shape and not found.facts.problems
     assert found.facts.dtypes[file.ir.graph.outputs[0]] == helper.np_dtype_to_tensor_dtype(ran.dtype)

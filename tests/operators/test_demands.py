@@ -104,7 +104,7 @@ def test_an_input_of_unknown_rank_is_asked_for(tmp_path: Any) -> None:
     assert "how many dimensions the input x has" in caught.value.message and "--input-shape x:" in caught.value.hint
     given = Dims(shapes={"x": (2, 3, 4)})
     require_ranks(model, given)
-    assert concrete_shapes(model, given).of(model.ir.graph.outputs[0]) == (2, 12)
+    assert concrete_shapes(model, given).facts.shape(model.ir.graph.outputs[0]) == (2, 12)
 
 
 @pytest.mark.parametrize("opset", [10, 11, 12, 18, 19, 22])
