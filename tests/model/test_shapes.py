@@ -158,7 +158,7 @@ def test_a_target_of_another_number_of_elements_is_a_problem(tmp_path: Path) -> 
     model = loaded(proto([ints("t", 2, 5, 4), node("Reshape", ["x", "t"], ["y"])], {"x": ("n", 4)}), tmp_path)
     right, wrong = (concrete_shapes(model, Dims({"n": n})) for n in (10, 16))
     (y,) = model.ir.graph.outputs
-    assert (right.of(y), wrong.of(y)) == ((2, 5, 4), None)
+    assert (right.facts.shape(y), wrong.facts.shape(y)) == ((2, 5, 4), None)
     assert list(wrong.facts.problems.values()) == ["(16, 4) does not fit into (2, 5, 4)"]
 
 

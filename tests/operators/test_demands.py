@@ -126,7 +126,7 @@ def test_pools_round_up_as_onnxruntime_does(op: str, opset: int, tmp_path: Any) 
         path = save_proto(model, tmp_path, f"{number}.onnx")
         found = concrete_shapes(load(path), Dims({"h": 7, "w": 8}))
         ran = onnxruntime.InferenceSession(str(path)).run(None, {"x": floats(1, 2, 7, 8)})[0]
-        assert found.of(found_output(found)) == ran.shape, attributes
+        assert found.facts.shape(found_output(found)) == ran.shape, attributes
 
 
 def found_output(shapes: Any) -> Any:
