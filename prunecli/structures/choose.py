@@ -80,12 +80,15 @@ class UnitRecipe:
     by what it adds to that.
     widths: those that groups may keep, in place of those of the options. Looser ones take their place where they cannot
     meet the budget.
+    stated: what messages multiply fractions of the whole by, since the user's are of the file: what is computed in the
+    working form (shortcuts as convolutions, constants) may add to the whole, not to a count.
     """
 
     budget: Budget
     options: CutOptions
     curves: Mapping[str, LossCurve] = field(default_factory=dict)
     widths: Alignment | None = None
+    stated: float = 1.0
 
     @property
     def alignment(self) -> Alignment:
@@ -310,6 +313,7 @@ class _Chooser:
             reached, what = found.after[kind] / self.before[kind], "remains"
             missed = reached < (1 - NEAR) * asked
         if missed:
+            reached *= self.recipe.stated
             alike = " when all layers are cut alike" * (self.scope == "layer" and kind != "ratio")
             told = f"{self._named(asked)}: {reached:.4g} {what}, the nearest below{alike}"
             yield f"{told} with widths in {self.alignment.told}" if self.alignment.block > 1 else told
@@ -318,7 +322,7 @@ class _Chooser:
         """The budget in words. Of a time it is what the search aims at now, which is not what the user asked for."""
         if self.budget.kind == "latency":
             return f"{target:.4g} of the layers' times (what --latency aims at)"
-        return f"--{self.budget.kind} {target:.4g}"
+        return f"--{self.budget.kind} {target * self.recipe.stated:.4g}"
 
     # -- scores -----------------------------------------------------------------------------------
 
@@ -477,9 +481,9 @@ class _Chooser:
             raise PruneError(f"the model has only {whole:,} {kind}", "ask for fewer")
         least = self.cost(bundles.mask(np.arange(len(bundles)), total))
         if least > wanted:
+            asked, left = (amount / whole * self.recipe.stated for amount in (wanted, least))
             raise OutOfReachError(
-                f"--{kind} {wanted / whole:.3g} ({wanted:,.0f}) cannot be reached:"
-                f" {least / whole:.3g} ({least:,.0f}) must remain",
+                f"--{kind} {asked:.3g} ({wanted:,.0f}) cannot be reached: {left:.3g} ({least:,.0f}) must remain",
                 advice(
                     ("lower --round-to", self.alignment.given and self.alignment.block > 1),
                     ("raise --max-ratio", self.options.largest_ratio < 1),

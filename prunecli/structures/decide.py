@@ -76,7 +76,9 @@ def decide(
         asked = _recipe(options, subject.how)
         return subject, choose(subject, options, allowed, left, recipe=asked, progress=progress)
     stored = costs(subject.units).of(subject.units.sizes).get(budget.kind, 0)
-    recipe = UnitRecipe(Budget(budget.kind, subject.fraction(budget, stored)), options, curves)
+    fraction = subject.fraction(budget, stored)
+    stated = budget.fraction(subject.before) / fraction
+    recipe = UnitRecipe(Budget(budget.kind, fraction), options, curves, stated=stated)
     evidence, (table, untimed) = measure(subject, options, progress), _int8_table(subject, options, allowed, progress)
     told += untimed
     decision = decide_units(

@@ -13,6 +13,7 @@ import pytest
 
 from prunecli import structured
 from prunecli.dependency.prepare import prepare
+from prunecli.errors import PruneError
 from prunecli.model import Dims
 from prunecli.structures.prunable import AnalysedAs, open_cuttable
 from prunecli.structures.shortcuts import replace_shortcuts
@@ -100,3 +101,11 @@ def test_channels_on_both_sides_go_independently(tmp_path: Path) -> None:
     assert json.loads(plan.read_text())["recipe"]["convolved"] == ["pad4"]
     first, second = (onnx.load(file).graph for file in (place, tmp_path / "again.onnx"))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+def test_what_cannot_be_met_is_told_of_the_file(tmp_path: Path) -> None:
+    """The operator in the place of a shortcut adds work to what is analysed, and not to what the user asked for."""
+    path = tmp_path / "m.onnx"
+    onnx.save(net(option_a, WIDE).model(), path)
+    with pytest.raises(PruneError, match=r"^--macs 0\.02 \("):
+        structured(path, macs=0.02, max_ratio=0.5, dry_run=True, recover="none")
