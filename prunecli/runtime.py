@@ -120,7 +120,9 @@ class Session:
         """
         ort = _onnxruntime()
         label = str(model) if isinstance(model, str | Path) else "the model"
-        source = _with_fixed_noise(_source(model, outputs))
+        source = _source(model, outputs)
+        if _may_have_noise(model):
+            source = _with_fixed_noise(source)
         options = _options(ort, threads, mode)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
@@ -641,16 +643,23 @@ def _source(model: Source, outputs: Sequence[str] | Literal["all"] | None) -> st
     return _whole(proto, outputs or ())
 
 
+def _may_have_noise(model: Source) -> bool:
+    """Whether there may be operators of random numbers. Of a model in memory its nodes tell, which is quicker by far
+    than to look through the bytes of its weights."""
+    from prunecli.model.noise import has_noise, may_have_noise
+
+    if isinstance(model, str | Path | bytes):
+        return may_have_noise(model if isinstance(model, bytes) else Path(model))
+    return has_noise(model)
+
+
 def _with_fixed_noise(source: str | bytes) -> str | bytes:
     """What onnxruntime is given, where operators of random numbers yield the same in each run and in each version of a
     model. A model of more than 2 GB cannot be changed so, and stays random."""
-    from prunecli.model.noise import fix_noise, may_have_noise
-
-    if not may_have_noise(source if isinstance(source, bytes) else Path(source)):
-        return source
     import onnx
 
     from prunecli.model.external_data import read_proto
+    from prunecli.model.noise import fix_noise
 
     try:
         proto = onnx.load_from_string(source) if isinstance(source, bytes) else read_proto(Path(source))

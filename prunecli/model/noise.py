@@ -6,10 +6,14 @@ import mmap
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 _MARKS = (b"RandomNormal", b"RandomUniform", b"Bernoulli", b"Multinomial")
@@ -27,6 +31,17 @@ def may_have_noise(source: bytes | Path) -> bool:
             return any(content.find(mark) >= 0 for mark in _MARKS)
     except (OSError, ValueError):  # whoever opens it says what is wrong
         return False
+
+
+def has_noise(model: onnx.ModelProto | ir.Model) -> bool:
+    """Whether a model in memory has an operator of random numbers, as its nodes say."""
+    if isinstance(model, onnx.ModelProto):
+        return any(_kinds(each.node) for each in (model.graph, *model.functions))
+    return any(
+        node.op_type in RANDOM and node.domain in ("", "ai.onnx")
+        for each in (model.graph, *model.functions.values())
+        for node in each.all_nodes()
+    )
 
 
 def fix_noise(proto: onnx.ModelProto) -> bool:
