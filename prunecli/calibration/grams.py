@@ -135,6 +135,21 @@ class Equations:
             squares -= y * y
         return Problem(gram, cross, np.maximum(squares, 0.0), x, y, count=n)
 
+    def problems(self, intercept: bool) -> Problem:
+        """The same of all matrices at once, as arrays with an axis of theirs before the others: depthwise kernels are
+        thousands of small problems."""
+        if len(self.gram) == 1:
+            one = self.problem(0, intercept)
+            names = ("gram", "cross", "squares", "x", "y")
+            return replace(one, **{name: getattr(one, name)[None] for name in names})
+        n = max(self.count, 1)
+        gram, cross, squares, x, y = (each / n for each in (self.gram, self.cross, self.squares, self.x, self.y))
+        if intercept:
+            gram -= x[:, :, None] * x[:, None, :]
+            cross -= y[:, :, None] * x[:, None, :]
+            squares -= y * y
+        return Problem(gram=gram, cross=cross, squares=np.maximum(squares, 0.0), x=x, y=y, count=n)
+
 
 def _subtract_product(array: Array, left: Array, right: Array) -> None:
     """array -= left right^T, some rows at a time: the whole product would be as large as the largest array there is."""
@@ -207,6 +222,18 @@ class Problem:
         both = np.einsum("ij,ij->i", weights @ self.gram - 2 * self.cross, weights)
         error: Array = np.maximum(both + self.squares, 0.0)
         return error
+
+
+SPREAD = 4
+"""Times the positions that are looked at are there in the batches that are read: those of one image are alike."""
+
+
+def batches_read(batches: int, positions: int, size: int, per_unknown: int = PER_UNKNOWN) -> Array:
+    """Which of the batches are read, evenly spread, where each has so many positions and takes work to make: as many as
+    hold `SPREAD` times what is looked at, a quarter of them at least."""
+    wanted = SPREAD * Picker(1, size, per_unknown).most
+    count = min(max(-(-wanted // max(positions, 1)), -(-batches // SPREAD)), batches)
+    return np.arange(count) * batches // max(count, 1)
 
 
 @dataclass

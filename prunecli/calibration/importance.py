@@ -121,6 +121,7 @@ class _Gradients:
         self.built: dict[tuple[Any, ...], tuple[GradientModel, Session]] = {}
 
     def of(self, feed: Feed, rng: np.random.Generator) -> dict[str, tuple[Array, Array]]:
+        feed = dict(feed)  # made once
         shapes = {name: tuple(array.shape) for name, array in feed.items()}
         key = tuple(sorted(shapes.items()))
         if key not in self.built:

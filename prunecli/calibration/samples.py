@@ -7,7 +7,8 @@ under which it reads the same (DeepInversion, Yin et al. 2020; ZeroQ, Cai et al.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +26,8 @@ from prunecli.data.synthetic import Feed, as_dataset, check_size, rows_and_runs,
 from prunecli.errors import PruneError
 from prunecli.evaluation.robustness import channel_axis, is_image
 from prunecli.model import Dims, Model, concrete_shapes
-from prunecli.model.constants import behind
-from prunecli.model.shapes import input_specs
+from prunecli.model.constants import behind, is_constant
+from prunecli.model.shapes import Shapes, input_specs
 from prunecli.runtime import Execution, Session
 from prunecli.types import Json, Progress, no_progress
 
@@ -227,6 +228,19 @@ def _descent(file: Model, names: Sequence[str], feed: Feed, rows: int, threads: 
     return min(tries, key=lambda one: one.loss(one.start(feed)))
 
 
+RUN_BYTES = 32 << 20
+"""Of the largest value of a run: several of them are alive at once, in the session and as they are summed up, and what
+fits into a processor's caches is run faster."""
+
+
+def run_size(shapes: Shapes, most: int) -> int:
+    """How many samples run at once: `most`, fewer where a value would take more than `RUN_BYTES`."""
+    samples = min((shape[0] for shape in shapes.inputs.values() if shape), default=1)
+    made = (shape for value, shape in shapes.facts.shapes.items() if not is_constant(value))
+    largest = 4 * max(map(math.prod, made), default=1) // max(samples, 1)
+    return max(1, min(most, RUN_BYTES // max(largest, 1)))
+
+
 FEW = 8
 
 
@@ -273,13 +287,31 @@ def cautions(data: Dataset) -> list[str]:
     return list(data.notes)
 
 
-def mirrored(feeds: Sequence[Mapping[str, Array]], count: int) -> list[dict[str, Array]]:
+def mirrored(feeds: Sequence[Mapping[str, Array]], count: int) -> list[Mapping[str, Array]]:
     """At most so many samples turned left to right, batch by batch, where all inputs are images."""
-    out: list[dict[str, Array]] = []
+    out: list[Mapping[str, Array]] = []
     for feed in feeds:
-        count -= max((len(array) for array in feed.values() if array.ndim), default=1)
-        if count < 0 or not all(is_image(array) for array in feed.values()):
+        arrays = dict(feed)
+        count -= max((len(array) for array in arrays.values() if array.ndim), default=1)
+        if count < 0 or not all(is_image(array) for array in arrays.values()):
             break
-        axes = {name: 3 if channel_axis(array.shape) in (None, 1) else 2 for name, array in feed.items()}
-        out.append({name: np.ascontiguousarray(np.flip(array, axes[name])) for name, array in feed.items()})
+        axes = {name: 3 if channel_axis(array.shape) in (None, 1) else 2 for name, array in arrays.items()}
+        out.append(_Mirrored(feed, axes))
     return out
+
+
+@dataclass(frozen=True)
+class _Mirrored(Mapping[str, Array]):
+    """Another feed with each input turned about one of its axes, made when it is read."""
+
+    feed: Mapping[str, Array]
+    axes: Mapping[str, int]
+
+    def __getitem__(self, name: str) -> Array:
+        return np.ascontiguousarray(np.flip(self.feed[name], self.axes[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.feed)
+
+    def __len__(self) -> int:
+        return len(self.feed)

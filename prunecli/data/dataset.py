@@ -148,29 +148,28 @@ class Dataset:
         Raises:
             PruneError: values that the input cannot take (NaN, infinity, lossy casts).
         """
-        size = self._size(batch_size)
-        for chunk in self.chunks:
-            step = max(len(chunk), 1) if chunk.whole else size
-            for start in range(0, len(chunk), step):
-                yield self._batch(chunk, chunk.index[start : start + step])
+        return (self._batch(feed.chunk, feed.rows) for feed in self.feeds(batch_size))
 
     def _size(self, batch_size: int) -> int:
         return (self.fixed_batch if any(not c.whole for c in self.chunks) else None) or batch_size
 
+    def feeds(self, batch_size: int = 32) -> list[SampleFeed]:
+        """What the batches feed, each made when it is read."""
+        size = self._size(batch_size)
+        return [
+            SampleFeed(self, chunk, chunk.index[start : start + step])
+            for chunk in self.chunks
+            for step in [max(len(chunk), 1) if chunk.whole else size]
+            for start in range(0, len(chunk), step)
+        ]
+
     def _batch(self, chunk: Chunk, rows: Array) -> Batch:
-        missing = 0 if chunk.whole or self.fixed_batch is None else self.fixed_batch - len(rows)
-        padded = np.concatenate([rows, np.repeat(rows[-1:], missing)]) if missing else rows
-        feed = dict(chunk.constants)
-        for spec in self.specs:
-            if spec.name in chunk.columns:
-                column = chunk.columns[spec.name]
-                values = column.array() if chunk.whole else column.rows(padded)
-                axis = 0 if chunk.whole else self.axes.get(spec.name, 0)
-                values = np.ascontiguousarray(np.moveaxis(values, 0, axis)) if axis else values
-                feed[spec.name] = cast(column.name, values[0] if self.unbatched else values, spec)
+        feed = SampleFeed(self, chunk, rows)
         labels = None if chunk.labels is None else chunk.labels.rows(rows)
         reference = None if chunk.reference is None else dict(chunk.reference)
-        return Batch(feed, len(rows), labels, reference, padded=missing, unbatched=self.unbatched, axes=self.axes)
+        return Batch(
+            dict(feed), len(rows), labels, reference, padded=feed.padded, unbatched=self.unbatched, axes=self.axes
+        )
 
     def select(self, positions: Array) -> Dataset:
         """The samples at those positions, chunk by chunk in the order given within each chunk."""
@@ -210,6 +209,38 @@ class Dataset:
             raise PruneError(f"cannot split {len(self)} samples at {fraction:g}", "give more samples")
         chosen = np.isin(group, np.random.default_rng(seed).permutation(total)[:first])
         return self.select(np.flatnonzero(chosen)), self.select(np.flatnonzero(~chosen))
+
+
+class SampleFeed(Mapping[str, Array]):
+    """What one run takes, by input, made anew each time it is read: samples take the room of what their source keeps
+    (bytes of pixels, say), not of what the model takes.
+
+    Args:
+        rows: of the columns of a chunk. `padded`: how many are missing from a model's fixed batch, in whose place the
+            last one is repeated.
+    """
+
+    def __init__(self, data: Dataset, chunk: Chunk, rows: Array) -> None:
+        self.data, self.chunk, self.rows = data, chunk, rows
+        self.padded = 0 if chunk.whole or data.fixed_batch is None else data.fixed_batch - len(rows)
+        self._specs = {spec.name: spec for spec in data.specs if spec.name in chunk.columns}
+
+    def __getitem__(self, name: str) -> Array:
+        """Raises PruneError for values that the input cannot take (NaN, infinity, lossy casts)."""
+        if name in self.chunk.constants:
+            return self.chunk.constants[name]
+        spec, column, whole = self._specs[name], self.chunk.columns[name], self.chunk.whole
+        rows = np.concatenate([self.rows, np.repeat(self.rows[-1:], self.padded)]) if self.padded else self.rows
+        values = column.array() if whole else column.rows(rows)
+        axis = 0 if whole else self.data.axes.get(name, 0)
+        values = np.ascontiguousarray(np.moveaxis(values, 0, axis)) if axis else values
+        return cast(column.name, values[0] if self.data.unbatched else values, spec)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self.chunk.constants, *self._specs]))
+
+    def __len__(self) -> int:
+        return len(set(self.chunk.constants) | set(self._specs))
 
 
 def hold_out(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.calibration.fitted import LayerJournal, StoredLayer
 from prunecli.calibration.gradients import OutputError, looked_at
-from prunecli.calibration.grams import Equations, Picker
+from prunecli.calibration.grams import Equations, Picker, batches_read
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.data.columns import is_float
@@ -76,43 +76,52 @@ def bn(sums: Equations, present: Fit, free: bool) -> Iterator[Fit]:
     """Mean and variance of every output. What does not vary keeps its scale."""
     if not free:
         return
-    weights, constant = np.empty_like(present.weights), np.empty_like(present.constant)
-    for one, old in enumerate(present.weights):
-        problem = sums.problem(one, intercept=True)
-        variance = np.einsum("ij,ij->i", old @ problem.gram, old)
-        alive = (variance > 1e-10 * problem.squares) & (problem.squares > _SMALLEST)
-        factor = np.where(alive, np.sqrt(problem.squares / np.where(alive, variance, 1.0)), 1.0)
-        weights[one] = old * factor[:, None]
-        constant[one] = problem.y - weights[one] @ problem.x
-    yield Fit("bn", weights, constant)
+    found, old = sums.problems(intercept=True), present.weights
+    variance = np.einsum("bij,bij->bi", old @ found.gram, old)
+    alive = (variance > 1e-10 * found.squares) & (found.squares > _SMALLEST)
+    factor = np.where(alive, np.sqrt(found.squares / np.where(alive, variance, 1.0)), 1.0)
+    weights = old * factor[..., None]
+    yield Fit("bn", weights, found.y - _products(weights, found.x))
 
 
 @former("lstsq")
 def lstsq(sums: Equations, present: Fit, free: bool) -> Iterator[Fit]:
     """Least squares at each of RIDGES."""
-    problems = [sums.problem(one, intercept=free) for one in range(len(present.weights))]
+    found = sums.problems(intercept=free)
+    wanted = found.cross - present.weights @ found.gram
     for ridge in RIDGES:
-        weights, constant = present.weights.copy(), present.constant.copy()
-        for one, problem in enumerate(problems):
-            wanted = problem.cross - weights[one] @ problem.gram
-            weights[one] += _solved(problem.gram, wanted, ridge)
-            if free:
-                constant[one] = problem.y - weights[one] @ problem.x
+        weights = present.weights + _solved(found.gram, wanted, ridge)
         if np.isfinite(weights).all():
+            constant = found.y - _products(weights, found.x) if free else present.constant
             yield Fit("lstsq", weights, constant, ridge)
 
 
-def _solved(gram: Array, wanted: Array, ridge: float) -> Array:
-    """wanted (G + ridge d I)^-1; nothing where all inputs are dead."""
+def _products(weights: Array, x: Array) -> Array:
+    """(batch, rows, K) times (batch, K): (batch, rows)."""
+    return np.asarray(np.matmul(weights, x[..., None])[..., 0])
+
+
+def _solved(grams: Array, wanted: Array, ridge: float) -> Array:
+    """wanted (G + ridge d I)^-1, of each matrix; nothing where all inputs are dead, NaN where G is not positive."""
     from scipy.linalg import get_lapack_funcs
 
-    mean = float(np.trace(gram)) / max(len(gram), 1)
-    if mean <= _SMALLEST:
+    means = np.trace(grams, axis1=1, axis2=2) / max(grams.shape[1], 1)
+    alive = means > _SMALLEST
+    if len(grams) > 1:
+        damped = np.where(alive[:, None, None], grams, 0.0)
+        damped += np.where(alive, ridge * means, 1.0)[:, None, None] * np.eye(grams.shape[1])
+        try:
+            np.linalg.cholesky(damped)
+        except np.linalg.LinAlgError:
+            return np.full_like(wanted, np.nan)
+        solved = np.linalg.solve(damped, wanted.swapaxes(1, 2)).swapaxes(1, 2)
+        return np.where(alive[:, None, None], solved, 0.0)
+    if not alive[0]:
         return np.zeros_like(wanted)
-    damped = with_diagonal(gram, ridge * mean)
-    (solve,) = get_lapack_funcs(("posv",), (damped, wanted))  # depthwise kernels are thousands of small problems
-    _, found, info = solve(damped, wanted.T, lower=True, overwrite_a=True)
-    return np.full_like(wanted, np.nan) if info else np.asarray(found).T
+    damped = with_diagonal(grams[0], ridge * float(means[0]))
+    (solve,) = get_lapack_funcs(("posv",), (damped, wanted))
+    _, found, info = solve(damped, wanted[0].T, lower=True, overwrite_a=True)
+    return np.full_like(wanted, np.nan) if info else np.asarray(found).T[None]
 
 
 def choose(
@@ -247,6 +256,14 @@ class _Pair:
         for name in _read(layer):
             self.cut.release(name)
 
+    def read(self, layer: LinearLayer, part: range) -> Sequence[int]:
+        """The batches of a part of the data that a layer is fitted on: all that are held, of others some."""
+        if self.original.is_held(layer.target) and all(map(self.cut.is_held, _read(layer))):
+            return part
+        shape = self.original.read(layer.target, part[0]).shape
+        positions, size = layer.found.positions(shape), layer.shape[2] * layer.shape[3]
+        return [part[place] for place in batches_read(len(part), positions, size, POSITIONS)]
+
     def is_repeated(self, layer: LinearLayer) -> bool:
         """Whether the sum in which a branch ends is larger than the branch: no element of it is one of the layer's."""
         return bool(self.original.read(layer.target, 0).shape != self.original.read(layer.branch, 0).shape)
@@ -325,18 +342,22 @@ def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | 
     scale = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(initial=_TINY), scale, 1.0)
     fitted, count, spare = pair.data.fitted, len(pair.data.feeds), len(pair.data.spare)
     sides = [Equations.empty(batch, rows, taps * cols) for _ in range(3)]
-    pickers = [Picker(max(n, 1), taps * cols, POSITIONS) for n in (fitted, count - fitted, fitted)]
-    for number in range(count + spare):
-        aim = pair.kept(layer.target, number).astype(np.float32)
-        if layer.carried is not None:
-            aim = aim - pair.cut.read(layer.carried, number)
-        side, data = (number >= fitted) + (number >= count), pair.cut.read(layer.found.data, number)
-        if side == 2 and layer.found.positions(aim.shape) > pickers[2].most:
-            break  # there are enough without
-        for places in pickers[side].pick(layer.found.positions(aim.shape)):
-            with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
-                wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
-            sides[side].add(layer.found.columns(data, aim.shape, places), wanted.astype(np.float32))
+    parts = [range(fitted), range(fitted, count), range(count, count + spare)]
+    for side, part in enumerate(parts):
+        numbers = pair.read(layer, part) if part else ()
+        picker = Picker(max(len(parts[0]) if side == 2 else len(numbers), 1), taps * cols, POSITIONS)
+        for number in numbers:
+            aim = pair.kept(layer.target, number).astype(np.float32)
+            if layer.carried is not None:
+                aim = aim - pair.cut.read(layer.carried, number)
+            positions = layer.found.positions(aim.shape)
+            if side == 2 and positions > picker.most:
+                break  # there are enough without
+            data = pair.cut.read(layer.found.data, number)
+            for places in picker.pick(positions):
+                with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
+                    wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
+                sides[side].add(layer.found.columns(data, aim.shape, places), wanted.astype(np.float32))
     return sides[0], sides[1] if pair.data.held else None, sides[2]
 
 

@@ -231,8 +231,10 @@ def exchange(problem: WidthProblem, start: Array) -> Array:
     short, most = problem.short(nearest), problem.total(nearest) * (1 + problem.slack)
 
     def faster(state: Array) -> tuple[float, ...]:
-        allowed = problem.short(state) <= short and problem.total(state) <= most
-        return (0.0 if allowed else 1.0, problem.time(state), problem.total(state))
+        total = problem.total(state)
+        if total > most or problem.short(state) > short:  # so is nothing that is traded for it
+            return (np.inf,)
+        return (problem.time(state), total)
 
     return _trade(problem, nearest, faster)
 

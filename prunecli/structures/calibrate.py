@@ -10,6 +10,7 @@ import numpy as np
 from prunecli.arrays import Array
 from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_gradients
 from prunecli.calibration.grams import second_moments
+from prunecli.calibration.samples import run_size
 from prunecli.dependency.slices import WeightSlices
 from prunecli.dependency.unit_graph import graph_of
 from prunecli.masks.criteria import of_structures
@@ -96,7 +97,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     from prunecli.structures.damage import DamageSource, curves
     from prunecli.structures.recovery import calibration, joint_damage
 
-    data, _ = calibration(subject.samples(options, progress), options, HELD_SHARE, MOST_HELD)
+    data, _ = calibration(subject, subject.samples(options, progress), options, HELD_SHARE, MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
     groups = [group for group in subject.units.groups if group.kind != "block"]
     most = [group_limit(group, options.largest_ratio) for group in groups]
@@ -106,7 +107,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     source = DamageSource(subject.work, subject.units, fit, held=judge, start=data.start, progress=progress)
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
     damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
-    few = fit[: -(-JOINTLY_FITTED // options.batch_size)]
+    few = fit[: -(-JOINTLY_FITTED // run_size(subject.counted, options.batch_size))]
     rough = CalibrationBatches([*few, *judge], len(few), options.execution.open)
     blocks = None
     if dropped := [group for group in subject.units.groups if group.kind == "block"]:

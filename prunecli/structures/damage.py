@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
-from prunecli.calibration.grams import Equations, Picker
+from prunecli.calibration.grams import Equations, Picker, batches_read
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.dependency.catalogue import Catalogue, Group
@@ -100,9 +100,11 @@ def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> Non
     sites = [site for name, site in source.sites.items() if name in wanted and site.shape[2] * site.shape[3] <= WIDEST]
     for site in source.progress(sites, "measuring inputs", len(sites)):
         batch, _, taps, cols = site.shape
-        sums, picker = Equations.empty(batch, 1, taps * cols), Picker(walk.batches, taps * cols, POSITIONS)
+        sums = Equations.empty(batch, 1, taps * cols)
         walk.reach([site.found.data, site.output])
-        for number in range(walk.batches):
+        numbers = _batches_read(walk, site)
+        picker = Picker(len(numbers), taps * cols, POSITIONS)
+        for number in numbers:
             data, output = walk.read(site.found.data, number), walk.read(site.output, number)
             for places in picker.pick(site.found.positions(output.shape)):
                 columns = site.found.columns(data, output.shape, places)
@@ -114,6 +116,14 @@ def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> Non
             store.put(("gram", site.weight.name), np.stack([problem.gram for problem in problems]))
             store.put(("mean", site.weight.name), np.stack([problem.x for problem in problems]))
     walk.close()
+
+
+def _batches_read(walk: Walk, site: LinearLayer) -> Sequence[int]:
+    """All batches where what the layer reads is held, else some."""
+    if walk.is_held(site.found.data) and walk.is_held(site.output):
+        return range(walk.batches)
+    positions = site.found.positions(walk.read(site.output, 0).shape)
+    return [*map(int, batches_read(walk.batches, positions, site.shape[2] * site.shape[3], POSITIONS))]
 
 
 def _is_free(site: LinearLayer) -> bool:

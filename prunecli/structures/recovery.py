@@ -12,7 +12,7 @@ import onnx_ir as ir
 from prunecli._version import __version__
 from prunecli.arrays import Array
 from prunecli.calibration.fitted import LayerJournal, identity_of
-from prunecli.calibration.samples import mirrored
+from prunecli.calibration.samples import mirrored, run_size
 from prunecli.data import Dataset
 from prunecli.data.synthetic import image_like
 from prunecli.dependency.cut import Removed
@@ -129,7 +129,7 @@ class _Job:
         Args:
             folded: what the form is at first; `layers`, what was done to it.
         """
-        data, held = calibration(samples, self.options)
+        data, held = calibration(self.subject, samples, self.options)
         if data.held:
             data = replace(data, spare=mirrored(data.feeds[: data.fitted], ENOUGH - len(samples)))
         form = "auto" if method == FOLD else method
@@ -212,7 +212,7 @@ def _told_of_fold(layers: list[LayerFit]) -> Recovery:
 
 
 def calibration(
-    samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST
+    subject: Cuttable, samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST
 ) -> tuple[CalibrationBatches, int]:
     """Batches to fit on, then those that judge: one sample in `share`, at most `most`; and how many samples those are.
 
@@ -220,11 +220,9 @@ def calibration(
     """
     order = np.random.default_rng(options.seed).permutation(len(samples))[:MOST]
     held = min(len(order) // share, most)
-    parts = [np.sort(order[held:]), np.sort(order[:held])]
-    batches = [
-        [b.feed for b in samples.select(rows).batches(options.batch_size)] if len(rows) else [] for rows in parts
-    ]
-    return CalibrationBatches(batches[0] + batches[1], len(batches[0]), options.execution.open), held
+    size = run_size(subject.counted, options.batch_size)
+    fitted, judging = (samples.select(np.sort(rows)).feeds(size) for rows in (order[held:], order[:held]))
+    return CalibrationBatches([*fitted, *judging], len(fitted), options.execution.open), held
 
 
 # -- reports ------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ class Oneshot:
             file, o.source, SAMPLES, seed=o.seed, dims=o.dims, execution=o.execution, progress=progress
         )
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
-        feeds = [batch.feed for batch in data.batches(_batch_size(data))]
+        feeds = data.feeds(_batch_size(data))
         fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, o.exclude))
         layers = CalibratedLayers.of(file, names, feeds, way, store, fixed=fixed)
         layers.weigh()

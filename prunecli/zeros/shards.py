@@ -106,8 +106,8 @@ def shards_of(layers: CalibratedLayers, count: int, options: OneshotOptions, *, 
     return [
         Shard(
             name=f"{name}-{start}", path=file.path.resolve(), sha256=file.sha256, files=files, names=names,
-            fixed=layers.fixed, way=way, memory=layers.store.limit, feeds=list(layers.feeds[start:stop]),
-            part=Part(start, len(layers.feeds)), importance=known,
+            fixed=layers.fixed, way=way, memory=layers.store.limit, part=Part(start, len(layers.feeds)),
+            feeds=[dict(feed) for feed in layers.feeds[start:stop]], importance=known,
         )
         for start, stop in pairwise(edges)
     ]  # fmt: skip
