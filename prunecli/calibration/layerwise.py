@@ -299,6 +299,21 @@ class Walk:
             held = {name: self.read(name, batch) for name in names if name not in asked}
             yield [held | (piece.run(batch, {} if alone else one) if piece else {}) for one in variants]
 
+    def passed(self, source: str, array: Array, names: Sequence[str]) -> dict[str, Any]:
+        """What values would be on the first batch if the value `source` were `array`; the walk stays where it is.
+
+        Raises:
+            PruneError: something beside `source` that they are made of is no longer held, or onnxruntime fails.
+        """
+        hidden, moving = set[str](), {source}
+        for node in self._nodes:
+            if moving.intersection(self._reads[node]):
+                hidden.update(v.name for v in node.outputs if v.name)
+                moving |= hidden
+        asked = [name for name in dict.fromkeys(names) if name in hidden]
+        found = self._piece(self._needed(asked, hidden), asked, hidden).run(0, {source: array}) if asked else {}
+        return found | {name: array if name == source else self.read(name, 0) for name in names if name not in hidden}
+
     def moved(self, changed: str, names: Sequence[str]) -> list[str]:
         """Those of the values that depend on an initializer and are still to be made, or can be made again."""
         hidden, moving = self._behind({changed}), {changed}

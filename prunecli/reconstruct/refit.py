@@ -2,6 +2,7 @@
 
 Both models run side by side, piece by piece. When a layer's turn comes, all before it are done: it is fitted on what it
 really receives, towards what the original has at the positions that are left, errors of the residual stream included.
+Where dimensions inside heads went, both models are turned before (`reconstruct.turning`), which changes neither.
 A closed form computes new weights and a new offset of a linear layer from sums over data (`calibration.grams`):
 
 bias    b = E[y] - W E[x]: what the removed inputs added on average is added as a constant
@@ -28,6 +29,7 @@ from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.reconstruct.fit import SPARE_WORTH, with_diagonal
+from prunecli.reconstruct.turning import Turned, turn
 from prunecli.registry import into
 from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped, no_progress
@@ -185,10 +187,12 @@ class LayerFit:
 
 @dataclass
 class Refit:
-    """`layers` that were visited; `left`, those that could not be fitted, with the reason."""
+    """`layers` that were visited; `left`, those that could not be fitted, with the reason; `turned`, heads of which
+    dimensions were turned before."""
 
     layers: list[LayerFit] = field(default_factory=list)
     left: list[Skipped] = field(default_factory=list)
+    turned: list[Turned] = field(default_factory=list)
 
 
 def refit(
@@ -210,6 +214,8 @@ def refit(
     out = Refit()
     if method == "none":
         return out
+    heads = turn(original, cut, removed, data.feeds, data.fitted, start=data.start)
+    original, out.turned = heads.model, heads.done
     layers, left = refittable(cut)
     before = {layer.output: layer for layer in refittable(original)[0]}
     with Store() as store, journal or LayerJournal(None, "") as kept:

@@ -16,6 +16,7 @@ from prunecli.dependency.unit_graph import graph_of
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
 from prunecli.reconstruct.refit import CalibrationBatches
+from prunecli.reconstruct.turning import TurnedModel, turned
 from prunecli.structures.choose import Measure, Measurements, group_limit, resolve_criterion
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
@@ -95,7 +96,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     these, with the fit that follows the cut."""
     from prunecli.structures.blocks import refitted_damage
     from prunecli.structures.damage import DamageSource, curves
-    from prunecli.structures.recovery import calibration, joint_damage
+    from prunecli.structures.recovery import FOLD, calibration, joint_damage, recovery_method
 
     data, _ = calibration(subject, subject.samples(options, progress), options, HELD_SHARE, MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
@@ -104,7 +105,12 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     alignment = options.alignment
     widths = [alignment.widths(subject.units, group, limit) for group, limit in zip(groups, most, strict=True)]
     usable = [n for n, m in enumerate(most) if m > 0]
-    source = DamageSource(subject.work, subject.units, fit, held=judge, start=data.start, progress=progress)
+    heads = TurnedModel(subject.work)
+    if recovery_method(options) not in ("none", FOLD) and any(group.kind == "head_dim" for group in groups):
+        heads = turned(subject.work, data.feeds, data.fitted, data.start)
+    source = DamageSource(
+        heads.model, subject.units, fit, held=judge, start=data.start, progress=progress, rank=heads.rank
+    )
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
     damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
     few = fit[: -(-JOINTLY_FITTED // run_size(subject.counted, options.batch_size))]

@@ -21,7 +21,7 @@ from prunecli.calibration.grams import Equations, Picker, batches_read
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.dependency.catalogue import Catalogue, Group
-from prunecli.dependency.slices import WeightSlices
+from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.model.graphs import reads
 from prunecli.runtime import Session
 from prunecli.structures.elimination import Elimination, UnitCurve, UnitReader, eliminate
@@ -40,7 +40,8 @@ _TINY = float(np.finfo(float).tiny)
 
 @dataclass
 class DamageSource:
-    """The prepared model, its units, and the data: `feeds` to fit on, `held` to measure on."""
+    """The prepared model, its units, and the data: `feeds` to fit on, `held` to measure on. `rank`: by weight and
+    output, which dimension of its head that is in a model whose heads were turned (`reconstruct/turning.py`)."""
 
     model: ir.Model
     catalogue: Catalogue
@@ -48,6 +49,7 @@ class DamageSource:
     held: Feeds
     start: Opener = Session.open
     progress: Progress = no_progress
+    rank: Mapping[tuple[str, int], int] = field(default_factory=dict)
     outputs: list[str] = field(init=False)
     sites: dict[str, LinearLayer] = field(init=False)
 
@@ -157,12 +159,21 @@ class _Trial:
         return UnitCurve(count, found.order, np.interp(along, along[[0, *counts]], damage))
 
     def _eliminated(self, most: int, counts: Sequence[int]) -> Elimination:
-        """Where no layer reads the units linearly, the smallest weights go first."""
+        """Where no layer reads the units linearly, those of the least rank in their heads or of the smallest weights go
+        first."""
         readers = [reader for piece in self.readers for reader in self._reading(piece)]
         if readers:
             return eliminate(readers, self.group.count, most, counts)
-        order = np.argsort(self.norm, kind="stable")[:most].tolist()
+        ranks = next((ranks for piece in self.pieces if (ranks := self._ranks(piece)) is not None), None)
+        order = np.argsort(self.norm if ranks is None else -ranks, kind="stable")[:most].tolist()
         return Elimination(order, np.concatenate([[0.0], np.cumsum(self.norm[order])]), {})
+
+    def _ranks(self, piece: Slice) -> Array | None:
+        """Of the units in their heads, if they are dimensions of heads."""
+        if piece.role != "out" or any((piece.name, int(place)) not in self.source.rank for place in piece.index.flat):
+            return None
+        ranks = np.array([[self.source.rank[piece.name, int(place)] for place in unit] for unit in piece.index])
+        return None if (ranks != ranks[:, :1]).any() else ranks[:, 0]
 
     def _reading(self, piece: Any) -> list[UnitReader]:
         """One per matrix of the layer; a unit's columns are its inputs at every tap."""

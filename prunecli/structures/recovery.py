@@ -22,6 +22,7 @@ from prunecli.model.requantise import requantised
 from prunecli.model.shapes import input_specs
 from prunecli.quantization.ranges import observe
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
+from prunecli.reconstruct.turning import Turned
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import version
 from prunecli.structures.fold import fold
@@ -46,7 +47,8 @@ class Recovery:
     differences from the original over the spread. `asked`: `fold` of the default without data. `method` is `none` where
     recovery was undone because it did not lower the error; `fold` without samples has for errors shares of the variance
     of the layers' outputs, by moments that are carried through the model. `tried`: layers that a form was looked for,
-    `left`: those that could not be measured; `rescaled`: activations of a quantised model have new scales."""
+    `left`: those that could not be measured; `rescaled`: activations of a quantised model have new scales; `turned`:
+    heads whose dimensions were turned before some went."""
 
     asked: str
     method: str
@@ -58,6 +60,7 @@ class Recovery:
     left: list[Skipped] = field(default_factory=list)
     tried: int = 0
     rescaled: bool = False
+    turned: list[Turned] = field(default_factory=list)
 
 
 def recovery_method(options: CutOptions) -> str:
@@ -140,16 +143,16 @@ class _Job:
             done = refit(
                 self.subject.work, self.form.model, self.removed, data, form, journal=journal, progress=self.progress
             )
-        tries.append(_Try(form, self.stored(), done.layers))
+        tries.append(_Try(form, self.stored(), done.layers, turned=done.turned))
         if self.options.rescale_activations:
             rescaled = requantised(self.form, self.cut, _activations(self.form.model, data))
-            tries.append(_Try(form, rescaled, done.layers, rescaled=True))
+            tries.append(_Try(form, rescaled, done.layers, rescaled=True, turned=done.turned))
         errors = output_error(self.subject.stored, [one.model for one in tries], data)
         best = int(np.argmin(np.nan_to_num(errors, nan=np.inf)))
         return tries[best].model, Recovery(
             method, tries[best].method, samples=min(len(samples), MOST), held=held, error_before=errors[0],
             error_after=errors[best], layers=list(tries[best].layers), left=done.left, tried=len(done.layers),
-            rescaled=tries[best].rescaled,
+            rescaled=tries[best].rescaled, turned=list(tries[best].turned),
         )  # fmt: skip
 
 
@@ -161,6 +164,7 @@ class _Try:
     model: ir.Model
     layers: Sequence[LayerFit] = ()
     rescaled: bool = False
+    turned: Sequence[Turned] = ()
 
 
 def refits_on_pictures(subject: Cuttable, options: CutOptions) -> bool:
@@ -243,7 +247,8 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
     rows = [(fit.weight, fit.method, fit.ridge, fit.error_before, fit.error_after) for fit in found.layers]
     columns = (Column("weight", "name"), Column("fit"), Column("ridge", "number", drop=1),
                Column("error before", "number"), Column("after", "number"))  # fmt: skip
-    return [Text(_gained(found, judged), "good"), Table("Refitted layers", columns, rows, top=TOP), *_left(found)]
+    fitted = Table("Refitted layers", columns, rows, top=TOP)
+    return [Text(_gained(found, judged), "good"), fitted, *_turned(found), *_left(found)]
 
 
 def _gained(found: Recovery, judged: str) -> str:
@@ -274,6 +279,14 @@ def _why(found: Recovery, judged: str) -> str:
         return f"no layer that could make up for the cut reads anything that it changed ({moved})"
     reason, count = Counter(skip.reason for skip in found.left).most_common(1)[0]
     return f"no layer could be measured, {count} of {len(found.left)} since {reason} ({moved})"
+
+
+def _turned(found: Recovery) -> list[Section]:
+    """Which heads, and what of their products went with the dimensions that went."""
+    columns = (Column("weight", "name"), Column("with", "name"), Column("heads", "count", drop=1),
+               Column("lost as they were", "percent"), Column("turned", "percent"))  # fmt: skip
+    rows = [(one.left, one.right, one.heads, one.lost_before, one.lost) for one in found.turned]
+    return [Table("Dimensions inside heads, turned", columns, rows, top=TOP)] if rows else []
 
 
 def _left(found: Recovery) -> list[Section]:
