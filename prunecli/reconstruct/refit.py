@@ -147,6 +147,8 @@ def choose(
 
 Positions = Mapping[str, Mapping[int, Array]]
 METHODS = ("none", *FORMERS, "auto")
+TURNING = ("lstsq", "auto")
+"""Methods that mix what layers read, and so dimensions inside heads as well."""
 WIDEST = 8192
 """Inputs of one output; beyond that a Gram matrix would take more than half a gigabyte."""
 POSITIONS = 400
@@ -214,8 +216,9 @@ def refit(
     out = Refit()
     if method == "none":
         return out
-    heads = turn(original, cut, removed, data.feeds, data.fitted, start=data.start)
-    original, out.turned = heads.model, heads.done
+    if method in TURNING:
+        heads = turn(original, cut, removed, data.feeds, data.fitted, start=data.start)
+        original, out.turned = heads.model, heads.done
     layers, left = refittable(cut)
     before = {layer.output: layer for layer in refittable(original)[0]}
     with Store() as store, journal or LayerJournal(None, "") as kept:

@@ -33,10 +33,9 @@ from prunecli.model.graphs import refill
 from prunecli.operators.product import matrix_axes
 
 Positions = Mapping[str, Mapping[int, Array]]
-MOVED = {"Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"} | {
-    "Unsqueeze"
-}
-"""Operators that move elements of their first input, as far as the numbers of a layer's outputs arrive."""
+MOVED = {"Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+"""Operators that move elements of their first input, wherever they go; a Gather by stored places and a Cast to other
+floating-point numbers do, too."""
 SCALED = ("Mul", "Div")
 PASSED = {"Add", "Cast", "Div", "Identity", "Mul", "Where"}
 """What lies between a product and the Softmax of its last axis, which adds the same to all or nothing."""
@@ -228,12 +227,22 @@ def _arrivals(value: ir.Value) -> list[tuple[ir.Node, int]] | None:
         for node, index in here.uses():
             if node.op_type in ("Shape", "Size"):
                 continue
-            scaled = node.op_type in SCALED and _is_stored(node.inputs[1 - index])
-            if not node.domain and (scaled or (node.op_type in MOVED and index == 0)):
+            if not node.domain and _moves(node, index):
                 stack.extend(node.outputs)
             else:
                 found.append((node, index))
     return found
+
+
+def _moves(node: ir.Node, index: int) -> bool:
+    """Whether a node moves and scales the elements of an input."""
+    if node.op_type in SCALED:
+        return _is_stored(node.inputs[1 - index])
+    if node.op_type == "Gather":
+        return index == 0 and _is_stored(node.inputs[1])
+    if node.op_type == "Cast":
+        return ir.DataType(node.attributes.get_int("to", 0)).is_floating_point()
+    return index == 0 and node.op_type in MOVED
 
 
 def _numbers(walk: Walk, source: str, numbers: Array, ends: Sequence[str]) -> dict[str, Array] | None:
@@ -334,7 +343,9 @@ def _moments(found: Coupling, walk: Walk, batches: Sequence[int]) -> ProductMome
             _second(_values(side, walk, batches), side.places.shape, centred)
             for side, centred in zip((left, right), found.centred, strict=True)
         ]
-        return ProductMoments(_by_number(sides[0], left.places, found.alike), _by_number(sides[1], right.places, found.alike))
+        return ProductMoments(
+            _by_number(sides[0], left.places, found.alike), _by_number(sides[1], right.places, found.alike)
+        )
     weights = right.layer.matrices()[0][:, right.places]  # (rows, blocks, d)
     each = np.einsum("rbd,rbe->bde", weights, weights)
     read = _second(_values(right, walk, batches), right.places.shape, found.centred[0])
@@ -410,22 +421,22 @@ def turned(
     Raises:
         PruneError: onnxruntime cannot run a piece of the model.
     """
+    with Store() as store:  # one batch tells where layers meet
+        found = list(Couplings(model, Walk(model, feeds[:1], store, start, keep=())))
+    each = [(one, None if removed is None else _gone(one, removed)) for one in found]
+    wanted = [(one, gone) for one, gone in each if removed is None or gone is not None]
     plans, out = list[_Turning](), TurnedModel(model)
+    batches = [list(range(fitted)), list(range(fitted, len(feeds))) or list(range(fitted))]
     with Store() as store:
-        walk = Walk(model, feeds, store, start, keep=())
-        batches = [list(range(fitted)), list(range(fitted, len(feeds))) or list(range(fitted))]
-        for found in Couplings(model, walk):
-            gone = None if removed is None else _gone(found, removed)
-            if gone is None and removed is not None:
-                continue
-            names = _measured(found)
-            walk.reach(names)
-            plan, told = _planned(found, [_moments(found, walk, some) for some in batches], gone)
+        walk = Walk(model, feeds if wanted else [], store, start, keep=())
+        for number, (one, gone) in enumerate(wanted):
+            walk.reach(_measured(one))
+            plan, told = _planned(one, [_moments(one, walk, some) for some in batches], gone)
             if plan.bases:
                 plans.append(plan)
                 out.done.append(told)
                 out.rank |= _ranks(plan)
-            for name in names:
+            for name in {*_measured(one)}.difference(*(_measured(later) for later, _ in wanted[number + 1 :])):
                 walk.release(name)
         walk.close()
     if plans:
@@ -478,33 +489,31 @@ def _ranks(plan: _Turning) -> dict[tuple[str, int], int]:
 
 def _apply(model: ir.Model, plans: Sequence[_Turning]) -> list[str]:
     """Change the weights and what is added to their products; the names of the initializers."""
-    layers = {layer.name: layer for layer in refittable(model)[0]}
-    weights = {name: layers[name].matrices() for plan in plans for name in _touched(plan)}
-    constants = {name: layers[name].constant() for name in weights}
+    layers, changed = {layer.name: layer for layer in refittable(model)[0]}, dict[str, None]()
     for plan in plans:
         for side, left in ((plan.coupling.left, True), (plan.coupling.right, False)):
-            matrix, constant = weights[side.layer.name][0], constants[side.layer.name][0]
+            layer = layers[side.layer.name]
+            weights, constants = layer.matrices(), layer.constant()
             _, first = np.unique(side.places, axis=0, return_index=True)
             for block in first:
                 basis = plan.bases.get(int(plan.coupling.alike[block]))
-                if basis is None:
-                    continue
-                change, places = basis.T if left else np.linalg.inv(basis), side.places[block]
-                if side.reads:
-                    matrix[:, places] = matrix[:, places] @ change.T
-                else:
-                    matrix[places], constant[places] = change @ matrix[places], change @ constant[places]
-    for name, matrices in weights.items():
-        layer = layers[name]
-        refill(layer.weight.holder.value, layer.cast(matrices))
-        if layer.offset is not None and not layer.offset.new:
-            layer.put_constant(model.graph, constants[name])
-    offsets = [layers[name].offset for name in weights]
-    return [*weights, *(offset.name for offset in offsets if offset is not None and offset.name)]
+                if basis is not None:
+                    change = basis.T if left else np.linalg.inv(basis)
+                    _mix(weights[0], constants[0], side.places[block], change, side.reads)
+            refill(layer.weight.holder.value, layer.cast(weights))
+            changed[layer.name] = None
+            if not side.reads and layer.offset is not None and not layer.offset.new:
+                layer.put_constant(model.graph, constants)
+                changed[layer.offset.name] = None
+    return list(changed)
 
 
-def _touched(plan: _Turning) -> tuple[str, str]:
-    return plan.coupling.left.layer.name, plan.coupling.right.layer.name
+def _mix(matrix: Array, constant: Array, places: Array, change: Array, reads: bool) -> None:
+    """In place: what is yielded at some places becomes `change` times it, or what is read there is taken to be."""
+    if reads:
+        matrix[:, places] = matrix[:, places] @ change.T
+    else:
+        matrix[places], constant[places] = change @ matrix[places], change @ constant[places]
 
 
 def turn(

@@ -15,7 +15,7 @@ from prunecli.dependency.slices import WeightSlices
 from prunecli.dependency.unit_graph import graph_of
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
-from prunecli.reconstruct.refit import CalibrationBatches
+from prunecli.reconstruct.refit import TURNING, CalibrationBatches
 from prunecli.reconstruct.turning import TurnedModel, turned
 from prunecli.structures.choose import Measure, Measurements, group_limit, resolve_criterion
 from prunecli.structures.options import CutOptions
@@ -96,7 +96,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     these, with the fit that follows the cut."""
     from prunecli.structures.blocks import refitted_damage
     from prunecli.structures.damage import DamageSource, curves
-    from prunecli.structures.recovery import FOLD, calibration, joint_damage, recovery_method
+    from prunecli.structures.recovery import calibration, joint_damage, recovery_method
 
     data, _ = calibration(subject, subject.samples(options, progress), options, HELD_SHARE, MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
@@ -106,7 +106,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     widths = [alignment.widths(subject.units, group, limit) for group, limit in zip(groups, most, strict=True)]
     usable = [n for n, m in enumerate(most) if m > 0]
     heads = TurnedModel(subject.work)
-    if recovery_method(options) not in ("none", FOLD) and any(group.kind == "head_dim" for group in groups):
+    if recovery_method(options) in TURNING and any(group.kind == "head_dim" for group in groups):
         heads = turned(subject.work, data.feeds, data.fitted, data.start)
     source = DamageSource(
         heads.model, subject.units, fit, held=judge, start=data.start, progress=progress, rank=heads.rank
