@@ -222,7 +222,8 @@ def parse_granularity(text: str) -> tuple[Kind, ...]:
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:
         raise PruneError(
-            f"no granularity {unknown[0] if unknown else text!r}", "use channel, head, head_dim, block, vocabulary or all"
+            f"no granularity {unknown[0] if unknown else text!r}",
+            "use channel, head, head_dim, block, vocabulary or all",
         )
     return tuple(kind for kind in KINDS if kind in names)
 
