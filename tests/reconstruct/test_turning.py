@@ -16,7 +16,7 @@ from prunecli.reconstruct.refit import CalibrationBatches, output_error, refit
 from prunecli.reconstruct.turning import Couplings, TurnedModel, turn, turned
 from prunecli.runtime import Session
 from prunecli.structures.damage import DamageSource, curves
-from prunecli.structures.prunable import Cuttable, open_cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, open_cuttable
 from tests.model.build import floats, node, proto, save_proto
 
 Array = np.ndarray[Any, Any]
@@ -116,7 +116,7 @@ def feeds(count: int = 4) -> list[dict[str, Array]]:
 
 
 def subject(folder: Path, **options: Any) -> Cuttable:
-    return open_cuttable(save_proto(Attention(**options).build(), folder), "channel,head,head_dim", Dims())
+    return open_cuttable(save_proto(Attention(**options).build(), folder), AnalysedAs("channel,head,head_dim"), Dims())
 
 
 Q, V = ("wq", "wk", HEADS, (False, True)), ("wv", "wo", HEADS, (True, False))
@@ -243,7 +243,7 @@ def test_what_does_not_pay_stays(tmp_path: Path) -> None:
             array = np.array(onnx.numpy_helper.to_array(initializer))
             array.reshape(-1, HEADS, SIZE)[..., 2] = 0
             initializer.CopyFrom(onnx.numpy_helper.from_array(array, initializer.name))
-    found = open_cuttable(save_proto(model, tmp_path), "channel,head,head_dim", Dims())
+    found = open_cuttable(save_proto(model, tmp_path), AnalysedAs("channel,head,head_dim"), Dims())
     group = next(g for g in found.units.groups if g.kind == "head_dim" and ("wq", 1) in g.weights)
     mask = np.zeros(found.units.count, bool)
     mask[group.first + 2] = True

@@ -32,7 +32,9 @@ def mlp(folder: Path, reader: str = "MatMul") -> Cuttable:
         del weights["w2"]
     else:
         del weights["s"]
-    return open_cuttable(save_proto(proto(nodes, {"x": ("n", 4)}, weights=weights), folder), "channel,head", Dims())
+    return open_cuttable(
+        save_proto(proto(nodes, {"x": ("n", 4)}, weights=weights), folder), AnalysedAs("channel,head"), Dims()
+    )
 
 
 def measured(subject: Cuttable, most: int = SIZE - 1) -> UnitCurve:
