@@ -11,6 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -156,7 +157,8 @@ class LayerJournal:
     def close(self) -> None:
         """Let other runs use the file; what it gave can still be read."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # every record was written out, or its error told
+                self._file.close()
 
     def put_amounts(self, found: Json) -> None:
         """Keep how much goes from which layer."""

@@ -293,6 +293,7 @@ def _disk_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if short_of_memory(error):
             raise OutOfMemoryError(f"cannot write {target}") from error
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space or save elsewhere" if full else "check the folder and its permissions"
+        hints = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or save elsewhere")
+        hints[errno.EFBIG] = "files may not be so large here: raise ulimit -f, or save elsewhere"
+        hint = hints.get(error.errno or 0, "check the folder and its permissions")
         raise PruneError(f"cannot write {target}: {error.strerror or error}", hint) from error

@@ -3,6 +3,7 @@ are run apart, sums in float32, stretches of a model."""
 
 from __future__ import annotations
 
+import errno
 import os
 import runpy
 import signal
@@ -284,6 +285,28 @@ def test_models_too_large_to_be_measured_lose_the_same_everywhere(model: Path, m
     assert found.recipe["allocate"] == "uniform" and any("--allocate uniform, since" in note for note in found.notes)
     asked = prunecli.oneshot(model, output=model.parent / "d.onnx", allocate="loss", **options)
     assert asked.recipe["allocate"] == "loss"
+
+
+class FullDisk:
+    """A file that can be read, but takes nothing: neither when it is written to nor, of what is left, when it is
+    closed."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.seek = file, file.seek
+
+    def write(self, content: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        self.file.close()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    journal: Any = fitted.LayerJournal(tmp_path / "state", "of a model")
+    journal._file = FullDisk(journal._file)
+    with pytest.raises(PruneError, match=r"cannot write fitted layers to .*: No space left"), journal:
+        journal.put("w", {}, [np.zeros(3)])
 
 
 def test_some_rows_stand_for_all_of_a_large_layer(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
