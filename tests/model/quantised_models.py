@@ -36,8 +36,11 @@ class Net:
         return self
 
     def integers(self, name: str, shape: tuple[int, ...], dtype: Any = np.int8) -> Net:
+        """Of signed ones half the range: two products with bytes then fit into 16 bits, in which processors without VNNI add
+        them up, and saturate."""
         kind = np.iinfo(dtype)
-        return self.hold(**{name: self.rng.integers(kind.min, kind.max, shape, dtype, endpoint=True)})
+        low, high = (kind.min // 2, kind.max // 2) if kind.min else (kind.min, kind.max)
+        return self.hold(**{name: self.rng.integers(low, high, shape, dtype, endpoint=True)})
 
     def model(self, shape: tuple[int, ...]) -> onnx.ModelProto:
         stored = []
