@@ -33,6 +33,7 @@ __all__ = [
     "index_limits",
     "providers",
     "random_inputs",
+    "saturates",
 ]
 
 Feed = Mapping[str, Any]
@@ -563,6 +564,27 @@ def channel_block() -> int:
     except PruneError:  # the operator exists only where the CPU has the kernels
         return 1
     return int(y.shape[1])
+
+
+@functools.cache
+def saturates() -> bool:
+    """Whether onnxruntime's sums of products of uint8 and int8 saturate on this CPU: without VNNI two products are
+    added up in 16 bits. A sum of products of uint8 alone, or of int8 alone, does not.
+
+    The kernel is asked: 255 * 127 twice.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    def given(name: str, dtype: ir.DataType, *shape: int) -> ir.Value:
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+    inputs = [given("x", ir.DataType.UINT8, 1, 4), given("w", ir.DataType.INT8, 4, 1)]
+    node = ir.node("MatMulInteger", inputs)
+    node.outputs[0].name = "y"
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 18}, name="probe")
+    feed = {"x": np.full((1, 4), 255, np.uint8), "w": np.full((4, 1), 127, np.int8)}
+    return int(Session.open(ir.Model(graph, ir_version=8)).run(feed)["y"].item()) != 4 * 255 * 127
 
 
 @functools.cache

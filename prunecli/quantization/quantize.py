@@ -35,6 +35,7 @@ from prunecli.quantization.ranges import RUNS, Range, fitted_ranges, observe
 from prunecli.quantization.result import QuantizeResult
 from prunecli.quantization.stored import Form, IntegerGraph
 from prunecli.reconstruct.refit import CalibrationBatches
+from prunecli.runtime import saturates
 from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verification, no_progress
 
 SAMPLES = 512
@@ -295,6 +296,12 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
             "what onnxruntime's own tool makes was nearest to the float model on held-out samples, and is written"
         )
     notes += _float_weights(work, best)
+    options = work.options
+    if (options.weights, options.activation_type) == ("int8", "uint8") and saturates():
+        notes.append(
+            "sums of products of uint8 and int8 saturate in onnxruntime on this CPU, which has no VNNI: the errors here"
+            " are those of such CPUs, others have less; --weights uint8 does not saturate"
+        )
     if not work.batches.held:
         notes.append(
             f"of fewer than {FEWEST} samples all fit and judge: more would tell what the rounding really costs"

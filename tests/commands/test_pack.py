@@ -262,7 +262,7 @@ def test_the_reason_of_what_takes_most_bytes_is_the_hint(tmp_path: Path) -> None
     onnx.save(net.model((2, 600)), tmp_path / "m.onnx")
     with pytest.raises(NothingSmaller) as caught:
         pack(tmp_path / "m.onnx", output=tmp_path / "q.onnx")
-    assert caught.value.hint.startswith("0.4% of its weights are zero")
+    assert caught.value.hint.startswith("0.8% of its weights are zero")
 
 
 def test_negative_zeros_are_kept_unless_asked(tmp_path: Path) -> None:

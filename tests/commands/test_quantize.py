@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 import prunecli
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
+from tests.integers import needs_exact_integers
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 MLP, CALIB, TEST = (SAMPLES / f"digits-{name}" for name in ("mlp.onnx", "calib.npz", "test.npz"))
@@ -103,6 +104,7 @@ def stored(path: Path) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in onnx.load(str(path)).graph.initializer}
 
 
+@needs_exact_integers
 @pytest.mark.parametrize(("label", "net", "changes", "count"), CASES, ids=lambda value: str(value)[:24])
 def test_the_file_computes_nearly_what_the_float_model_does(
     label: str, net: Any, changes: dict[str, Any], count: int, tmp_path: Path
@@ -151,6 +153,7 @@ def test_labels_alone_are_judged_by_those_that_change(tmp_path: Path) -> None:
     assert any("elements that change" in note for note in found.notes)
 
 
+@needs_exact_integers
 def test_the_digits_keep_their_accuracy_and_every_figure_is_told(tmp_path: Path) -> None:
     found = prunecli.quantize(MLP, data=CALIB, test=TEST, output=str(tmp_path / "q.onnx"), threads=1, timing=False)
     assert found.quality is not None and found.quality.after["accuracy"] > found.quality.before["accuracy"] - 0.005
@@ -283,6 +286,7 @@ def test_an_old_opset_is_raised_and_a_dry_run_writes_nothing(tmp_path: Path) -> 
     assert any("the opset was raised from 11 to 13" in note for note in found.notes)
 
 
+@needs_exact_integers
 def test_a_file_that_does_not_hold_what_was_decided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunecli.quantization import quantize as module
 
@@ -362,6 +366,7 @@ OUTPUTS = [
 ]
 
 
+@needs_exact_integers
 @pytest.mark.parametrize(("label", "net", "others"), OUTPUTS, ids=[case[0] for case in OUTPUTS])
 def test_every_output_is_near(label: str, net: Any, others: list[str], tmp_path: Path) -> None:
     path = made(tmp_path / "m.onnx", *net)
@@ -377,6 +382,7 @@ def test_every_output_is_near(label: str, net: Any, others: list[str], tmp_path:
     assert max(found.errors.values()) < 0.01
 
 
+@needs_exact_integers
 def test_data_beside_the_model_and_what_is_quantised_already(tmp_path: Path) -> None:
     onnx.save(onnx.load(str(MLP)), str(tmp_path / "m.onnx"), save_as_external_data=True, size_threshold=0)
     once = {"data": CALIB, "limit": 32, "threads": 1, "timing": False}
@@ -403,3 +409,12 @@ def test_a_map_of_probabilities_is_kept(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=f(64, 16))
     prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), timing=False)
     assert onnx.load(tmp_path / "q.onnx").graph.output[1].type == model.graph.output[1].type
+
+
+@pytest.mark.parametrize(("weights", "told"), [("int8", True), ("uint8", False)])
+def test_a_cpu_whose_sums_saturate_is_told(
+    weights: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunecli.quantization.quantize.saturates", lambda: True)
+    found = prunecli.quantize(MLP, data=CALIB, limit=32, weights=weights, output=str(tmp_path / "q.onnx"), timing=False)
+    assert any("--weights uint8 does not saturate" in note for note in found.notes) == told

@@ -20,6 +20,7 @@ from prunecli.model.graphs import add_constant, refill
 from prunecli.model.requantise import requantised
 from prunecli.quantization.ranges import observe
 from prunecli.runtime import Session
+from tests.integers import needs_exact_integers
 from tests.model.quantised_models import CASES, IMAGE, Net, blocked, conv_integer, lstm, nbits, qgemm
 
 Made = Callable[[], Net]
@@ -118,6 +119,7 @@ def test_blocks_go_whole(tmp_path: Path) -> None:
         assert np.prod(scales) * inputs == np.prod(after["w"]) * (1 if inputs == 4 else 2)
 
 
+@needs_exact_integers
 @pytest.mark.parametrize(("name", "made", "shape", "weight"), CUT, ids=[case[0] for case in CUT])
 def test_fitted_numbers_are_stored_with_new_scales(
     tmp_path: Path, name: str, made: Made, shape: tuple[int, ...], weight: str
