@@ -367,8 +367,14 @@ def test_little_memory_gives_the_same(tmp_path: Path) -> None:
     for out, memory in zip(outs, (1 << 30, 1000), strict=True):
         prunecli.oneshot(DIGITS, data=CALIB, sparsity=0.6, limit=64, output=out, memory=memory)
     one, two = map(weights_of, outs)
-    assert all(((one[name] == 0) == (two[name] == 0)).all() for name in one)
-    assert all(np.allclose(one[name], two[name], rtol=0, atol=1e-4) for name in one)  # sums in other portions round
+    other = sum(int(((one[name] == 0) != (two[name] == 0)).sum()) for name in one)
+    # sums in other portions round, which may decide between weights that matter alike
+    assert other <= 0.001 * sum(array.size for array in one.values())
+    with np.load(CALIB) as data:
+        feed = {"image": data["image"].astype(np.float32)}
+    dense, *both = (Session.open(path).run(feed)["logits"] for path in (DIGITS, *outs))
+    lost = np.square(both[0] - dense).mean()
+    assert np.square(both[0] - both[1]).mean() < 0.01 * lost  # what does not hold the sums differs by as much as is lost
 
 
 @pytest.mark.slow

@@ -294,6 +294,7 @@ def attending() -> onnx.ModelProto:
 
 
 @pytest.mark.slow
+@needs_exact_integers
 def test_kernels_that_masks_keep_the_original_from_do_not_refuse_a_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
