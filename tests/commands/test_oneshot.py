@@ -374,7 +374,9 @@ def test_little_memory_gives_the_same(tmp_path: Path) -> None:
         feed = {"image": data["image"].astype(np.float32)}
     dense, *both = (Session.open(path).run(feed)["logits"] for path in (DIGITS, *outs))
     lost = np.square(both[0] - dense).mean()
-    assert np.square(both[0] - both[1]).mean() < 0.01 * lost  # what does not hold the sums differs by as much as is lost
+    assert (
+        np.square(both[0] - both[1]).mean() < 0.01 * lost
+    )  # what does not hold the sums differs by as much as is lost
 
 
 @pytest.mark.slow
