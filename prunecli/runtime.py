@@ -552,18 +552,11 @@ def channel_block() -> int:
     The kernel is asked: reordering 4 channels yields as many as one block has.
     """
     import numpy as np
-    import onnx_ir as ir
 
-    shape = (1, 4, 1, 1)
-    x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
-    node = ir.node("ReorderInput", [x], domain="com.microsoft.nchwc")
-    node.outputs[0].name = "y"
-    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18, "com.microsoft.nchwc": 1}, name="probe")
     try:
-        y = Session.open(ir.Model(graph, ir_version=8)).run({"x": np.zeros(shape, np.float32)})["y"]
+        return int(_answer("ReorderInput", "com.microsoft.nchwc", x=np.zeros((1, 4, 1, 1), np.float32)).shape[1])
     except PruneError:  # the operator exists only where the CPU has the kernels
         return 1
-    return int(y.shape[1])
 
 
 @functools.cache
@@ -574,17 +567,27 @@ def saturates() -> bool:
     The kernel is asked: 255 * 127 twice.
     """
     import numpy as np
+
+    x, w = np.full((1, 4), 255, np.uint8), np.full((4, 1), 127, np.int8)
+    return int(_answer("MatMulInteger", x=x, w=w).item()) != 4 * 255 * 127
+
+
+def _answer(op: str, domain: str = "", **inputs: Any) -> Any:
+    """What one operator yields for these arrays, its inputs in this order.
+
+    Raises:
+        PruneError: onnxruntime has no kernel for it here.
+    """
     import onnx_ir as ir
 
-    def given(name: str, dtype: ir.DataType, *shape: int) -> ir.Value:
-        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-
-    inputs = [given("x", ir.DataType.UINT8, 1, 4), given("w", ir.DataType.INT8, 4, 1)]
-    node = ir.node("MatMulInteger", inputs)
+    values = [
+        ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
+        for name, array in inputs.items()
+    ]
+    node = ir.node(op, values, domain=domain)
     node.outputs[0].name = "y"
-    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 18}, name="probe")
-    feed = {"x": np.full((1, 4), 255, np.uint8), "w": np.full((4, 1), 127, np.int8)}
-    return int(Session.open(ir.Model(graph, ir_version=8)).run(feed)["y"].item()) != 4 * 255 * 127
+    graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports={domain: 1, "": 18}, name="probe")
+    return Session.open(ir.Model(graph, ir_version=8)).run(inputs)["y"]
 
 
 @functools.cache
