@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.busy import chain, load
+from benchmarks.busy import chain, load, repeated
 from prunecli.evaluation import latency
 from prunecli.evaluation.latency import (
     CROWDED,
@@ -356,16 +356,16 @@ def busy() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("truth", [1.0, 2.0])
-def test_the_interval_covers_the_truth_beside_other_work(truth: float, busy: None) -> None:
-    """A model and itself, and one of exactly twice its layers: in 19 of 20 runs the truth is inside the interval, and
-    it is told nearly always."""
+@pytest.mark.parametrize("truth", [1, 2])
+def test_the_interval_covers_the_truth_beside_other_work(truth: int, busy: None) -> None:
+    """A model and itself, run once and twice: in 19 of 20 runs the truth is inside the interval, and most
+    are told."""
     found = []
     for _ in range(20):
         how = TimingOptions(1, CPU, seconds=0.5)
-        found.append(measure_pair(convolutions(8, 1), convolutions(round(8 * truth), 1), how).gain)
+        found.append(measure_pair(convolutions(8, 1), repeated(convolutions(8, 1), truth), how).gain)
     assert sum(each.low <= truth <= each.high for each in found) >= 19, found
-    assert sum(not each.reason for each in found) >= 15, found
+    assert sum(not each.reason for each in found) >= 11, found
 
 
 @pytest.mark.slow
