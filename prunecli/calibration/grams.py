@@ -34,7 +34,7 @@ _CHUNK = 16 << 20  # bytes of X at a time
 APART = 1024
 """Inputs of a layer from which on the sums of X and of Y are taken apart, so that layers share those of X."""
 LARGE = 1 << 24
-"""Elements of a matrix of sums, beyond which they are float32: the rounding of sixteen sums is far below what a ridge
+"""Elements of a matrix of sums, from which on they are float32: the rounding of sixteen sums is far below what a ridge
 adds, and layers of 11,008 inputs have a Gram matrix of half a gigabyte so."""
 
 
@@ -53,7 +53,7 @@ class Equations:
 
     @classmethod
     def empty(cls, batch: int, rows: int, size: int) -> Equations:
-        dtype = np.float32 if batch * size * max(size, rows) > LARGE else np.float64
+        dtype = np.float32 if batch * size * max(size, rows) >= LARGE else np.float64
         gram, cross = np.zeros((batch, size, size), dtype), np.zeros((batch, rows, size), dtype)
         return cls(gram, cross, np.zeros((batch, size)), np.zeros((batch, rows)), np.zeros((batch, rows)))
 
@@ -122,16 +122,18 @@ class Equations:
         n = max(self.count, 1)
         return float(np.maximum(self.squares / n - np.square(self.y / n), 0.0).sum())
 
-    def problem(self, batch: int, intercept: bool, rows: Array | slice = slice(None)) -> Problem:
+    def problem(self, batch: int, intercept: bool, rows: Array | slice = slice(None), *, last: bool = False) -> Problem:
         """The least-squares problem of one matrix of the weight, or of some rows of it; with an intercept, after taking
-        it out."""
+        it out. The `last` one that is asked for takes the place of the sums, which are as large."""
         n = max(self.count, 1)
-        gram, cross = self.gram[batch] / n, self.cross[batch, rows] / n
+        gram, cross = self.gram[batch], self.cross[batch, rows]
+        gram = np.divide(gram, n, out=gram if last else None)
+        cross = np.divide(cross, n, out=cross if last else None)
         squares = self.squares[batch, rows] / n
         x, y = self.x[batch] / n, self.y[batch, rows] / n
         if intercept:
-            _subtract_product(gram, x, x)
-            _subtract_product(cross, y, x)
+            subtract_product(gram, x, x)
+            subtract_product(cross, y, x)
             squares -= y * y
         return Problem(gram, cross, np.maximum(squares, 0.0), x, y, count=n)
 
@@ -151,7 +153,7 @@ class Equations:
         return Problem(gram=gram, cross=cross, squares=np.maximum(squares, 0.0), x=x, y=y, count=n)
 
 
-def _subtract_product(array: Array, left: Array, right: Array) -> None:
+def subtract_product(array: Array, left: Array, right: Array) -> None:
     """array -= left right^T, some rows at a time: the whole product would be as large as the largest array there is."""
     step = max(1, _CHUNK // (8 * max(right.size, 1)))
     for start in range(0, len(array), step):

@@ -192,11 +192,19 @@ def drop_within(scores: Array, sizes: Array, budgets: Array) -> Mask:
     Returns:
         (pools, n), True where a unit is dropped.
     """
+    sizes, budgets = np.asarray(sizes), np.asarray(budgets)
+    if sizes.size and sizes.min() == sizes.max():  # a quota for each pool, which needs no order of all units
+        drop, size = np.empty(scores.shape, np.bool_), scores.shape[1]
+        quotas = size - np.clip(budgets // sizes.flat[0], 0, size)
+        for quota in np.unique(quotas):
+            pools = quotas == quota
+            drop[pools] = ~keep_top(scores[pools], int(quota))
+        return drop
     order = np.argsort(scores[:, ::-1], axis=1, kind="stable")
     order = scores.shape[1] - 1 - order
     spent = np.cumsum(np.take_along_axis(np.broadcast_to(sizes, scores.shape), order, axis=1), axis=1)
     drop = np.zeros(scores.shape, np.bool_)
-    np.put_along_axis(drop, order, spent <= np.asarray(budgets)[:, None], axis=1)
+    np.put_along_axis(drop, order, spent <= budgets[:, None], axis=1)
     return drop
 
 

@@ -20,7 +20,7 @@ from prunecli.errors import PruneError
 from prunecli.masks.criteria import Evidence, of_elements
 from prunecli.masks.patterns import Pattern, parse_pattern
 from prunecli.reconstruct.obs import Columns, columns_of, one_blas_thread, removal_losses, suited
-from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
+from prunecli.reconstruct.sparsegpt import Quota, factor, solved, sparsegpt
 from prunecli.registry import Registry
 
 DIRECT = 2e11
@@ -30,6 +30,9 @@ QUICK = 1e9
 _THREADED = 1e7  # multiplications below which threads cost more than they save
 _STEPS = 60
 _TOLERANCE = 1e-5
+_ROUNDING = 16 * float(np.finfo(np.float32).eps)
+"""Of the sum of squares of the inputs: products taken in float32 move no eigenvalue of their Gram matrix as far, so
+that what is added beyond that makes it positive without a look."""
 
 
 def damping(gram: Array, count: float) -> float:
@@ -137,6 +140,7 @@ class FitTask:
             intercept may change; x, y: those means; variance: (rows,) of Y; count: of positions.
         offset: (rows,) what is added to the output; free: whether that may change.
         ridge: added to the diagonal of the Gram matrix, in parts of its mean; None: see `damping`.
+        added: to the diagonal, where that is settled: for several fits, or for rows of one.
         upper: the factor that `sparsegpt` needs, where it is to be made once for several fits (`factored`).
     """
 
@@ -151,20 +155,30 @@ class FitTask:
     free: bool
     taps: int
     ridge: float | None = None
+    added: float | None = None
     upper: Array | None = None
+
+    def settled(self) -> FitTask:
+        """The same with the damping that its rows share."""
+        return replace(self, added=self.damping)
 
     def factored(self, pattern: Pattern) -> FitTask:
         """The same with the factor that `sparsegpt` needs for a pattern."""
         with suited(len(self.gram)):
-            return replace(self, upper=factor(self.gram, self.columns(pattern).order, self.damping))
+            upper = factor(self.gram, self.columns(pattern).order, self.damping)
+        return replace(self.settled(), upper=upper)
 
     @cached_property
     def damping(self) -> float:
         """`damping`, and more where the Gram matrix is not positive even so: rounding is all that is left of it where
         inputs hardly move about a large mean, as behind a layer that is empty."""
-        usual = damping(self.gram, self.count)
+        if self.added is not None:
+            return self.added
+        usual, trace = damping(self.gram, self.count), float(np.trace(self.gram))
         if self.ridge is not None:
-            usual = max(float(np.trace(self.gram)) / max(len(self.gram), 1), 1e-30) * self.ridge
+            usual = max(trace / max(len(self.gram), 1), 1e-30) * self.ridge
+        if usual > _ROUNDING * (trace + float(self.x @ self.x)):
+            return usual
         try:
             linalg.cholesky(with_diagonal(self.gram, usual / 2).T, overwrite_a=True, check_finite=False)
         except linalg.LinAlgError:
@@ -209,7 +223,10 @@ class FitTask:
 
     def loss(self, weights: Array, shift: Array) -> float:
         """The mean square of what is wrong with the output, summed over rows."""
-        wrong = np.einsum("ij,ij->i", weights @ self.gram - 2 * self.cross, weights) + self.variance
+        wrong = self.variance.copy()
+        step = max(1, AT_ONCE // max(weights.shape[1], 1))
+        for rows in (slice(start, start + step) for start in range(0, len(weights), step)):
+            wrong[rows] += np.einsum("ij,ij->i", weights[rows] @ self.gram - 2 * self.cross[rows], weights[rows])
         if self.free:
             wrong = wrong + np.square(weights @ self.x + self.offset + shift - self.y)
         return float(np.maximum(wrong, 0).sum())
@@ -324,7 +341,7 @@ class RidgeChoice:
 
 def best_ridge(
     fitted: Sequence[FitTask], held: Sequence[FitTask], recover: Recover, pattern: Pattern, density: float,
-    ridges: Sequence[float] = RIDGES,
+    ridges: Sequence[float] = RIDGES, workers: int = 1,
 ) -> RidgeChoice:  # fmt: skip
     """The ridge with which a layer, pruned to `density`, errs least on samples that it is not fitted on.
 
@@ -347,7 +364,7 @@ def best_ridge(
         losses = np.zeros(2)
         for (one, judge), mask in zip(pairs, masks, strict=True):
             task = replace(one, ridge=ridge)
-            found = fit(METHODS.get("obs"), recover, task, pattern, mask)
+            found = fit(METHODS.get("obs"), recover, task, pattern, mask, workers=workers)
             losses += task.loss(found.weights, found.shift), judge.loss(found.weights, found.shift)
         now = RidgeChoice(ridge, float(losses[0]) / power, float(losses[1]) / total)
         if best is not None and now.held >= WORTH * best.held:
@@ -384,9 +401,11 @@ def fit(
     where solving for better ones takes long. Of matrices of more than `AT_ONCE` weights some rows are fitted at a time,
     of which each has its even share of what goes.
     """
+    if isinstance(chosen, Quota) and task.upper is None:
+        task = task.factored(pattern)
     parts = _row_parts(task, pattern)
     if len(parts) > 1:
-        task = task.factored(pattern) if isinstance(chosen, Quota) and task.upper is None else task
+        task = task.settled()
         shares = [_share(chosen, part, len(task.weights)) for part in parts]
         each = [
             fit(method, recover, task.rows(part), pattern, share, workers=workers, refine=refine)
@@ -395,10 +414,11 @@ def fit(
         return Fitted(*(np.concatenate([getattr(one, name) for one in each]) for name in ("weights", "drop", "shift")))
     with suited(task.weights.shape[1]):
         if isinstance(chosen, Quota):
-            best = task.optimum().weights if recover == "lstsq" else task.weights
-            added = task.damping if task.upper is None else 0.0
-            weights, drop = sparsegpt(best, task.gram, task.columns(pattern), chosen, task.gone, added=added,
-                                      upper=task.upper)  # fmt: skip
+            assert task.upper is not None
+            columns, best = task.columns(pattern), task.weights
+            if recover == "lstsq":
+                best = np.where(task.gone, 0, solved(task.target, task.upper, columns.order))
+            weights, drop = sparsegpt(best, task.upper, columns, chosen, task.gone)
             drop = drop | task.gone
             update = affordable(~drop, DIRECT if refine else QUICK)
         else:

@@ -22,8 +22,6 @@ BLOCK = 128
 """Columns within which the weights that go are chosen together, and after which the rest is brought up to date."""
 FEW = 16
 """Columns after which the rest of the block is: as products of matrices, changes of many columns cost far less."""
-WIDE = 512
-"""Columns of the rest that are brought up to date at once."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +33,44 @@ class Quota:
     by_row: bool = False
 
 
-def sparsegpt(
-    weights: Array, gram: Array, columns: Columns, quota: Quota, gone: Array, *, added: float = 0.0,
-    upper: Array | None = None,
-) -> tuple[Array, Array]:  # fmt: skip
+def sparsegpt(weights: Array, upper: Array, columns: Columns, quota: Quota, gone: Array) -> tuple[Array, Array]:
     """Zero weights and change those that follow, so that the layer's output stays as near as it can.
 
     Weight w_j of a row costs w_j^2 / U_jj^2, U the upper Cholesky factor of G^-1; its removal changes the later
     weights of the row by -w_j / U_jj times row j of U.
 
     Args:
-        weights: (rows, K), the optimum without zeros. gram: (K, K), with `added` on its diagonal G, positive definite.
-            gone: (rows, K), True where a weight is zero already: those go first and stay zero. upper: what `factor`
-            makes of G in the order of the columns, where it is known.
+        weights: (rows, K), the optimum without zeros. upper: (K, K), what `factor` makes of G in the order of the
+            columns. gone: (rows, K), True where a weight is zero already: those go first and stay zero.
 
     Returns:
-        The new weights, of the Gram matrix's type, and where they are zero. As many are zero as the quota says, short
-        of it by less than a unit.
+        The new weights, of the factor's type, and where they are zero. As many are zero as the quota says, short of it
+        by less than a unit.
     """
     order = columns.order
-    sorted_weights = weights[:, order].astype(gram.dtype, order="F")  # columns lie in one piece
-    upper = factor(gram, order, added) if upper is None else upper
+    sorted_weights = _sorted(weights, order, upper.dtype)
     work = _Sweep(sorted_weights, upper, columns, gone[:, order])
     work.run(quota)
     out, drop = np.empty_like(work.weights), np.empty(work.drop.shape, np.bool_)
     out[:, order], drop[:, order] = work.weights, work.drop
     return out, drop
+
+
+def _sorted(array: Array, order: Array, dtype: Any) -> Array:
+    """Its columns in this order, each in one piece; a copy."""
+    found: Array = array.T[order].astype(dtype, order="C", copy=False).T
+    return found
+
+
+def solved(target: Array, upper: Array, order: Array) -> Array:
+    """target G^-1, where `upper` is what `factor` makes of G in this order: (rows, K), made anew."""
+    found = _sorted(target, order, upper.dtype)
+    multiply = linalg.get_blas_funcs("trmm", (upper, found))
+    for transposed in (1, 0):  # G^-1 = U^T U
+        found = multiply(1.0, upper, found, side=1, lower=0, trans_a=transposed, overwrite_b=1)
+    out = np.empty(found.shape, found.dtype)
+    out[:, order] = found
+    return out
 
 
 def factor(gram: Array, order: Array, added: float = 0.0) -> Array:
@@ -103,7 +113,8 @@ def sweep(
     by d / U_jj times row j of U, which is what keeps the error w^T G w of the row least.
 
     Args:
-        weights: (rows, K). upper: U of `factor`. ends: where blocks may end, ascending, K the last.
+        weights: (rows, K), columns in one piece. upper: U of `factor`. ends: where blocks may end, ascending, the last
+            is K.
         settle: (j, column as the sweep has it) -> the column as it stays. All columns up to the next of `ends` are as
             the sweep has them, too.
         enter: is called at the start of each block with its bounds.
@@ -119,10 +130,16 @@ def sweep(
                 column[:] = settled
                 for later in range(j + 1, last):
                     weights[:, later] -= move * upper[j, later]
-            weights[:, last:stop] -= moved[:, first - start : last - start] @ upper[first:last, last:stop]
-        for first in range(stop, weights.shape[1], WIDE):
-            last = first + WIDE
-            weights[:, first:last] -= moved @ upper[start:stop, first:last]
+            _subtract(weights[:, last:stop], moved[:, first - start : last - start], upper[first:last, last:stop])
+        _subtract(weights[:, stop:], moved, upper[start:stop, stop:])
+
+
+def _subtract(changed: Array, left: Array, right: Array) -> None:
+    """changed -= left @ right in place, all with columns in one piece: nothing as large as `changed` is made."""
+    if changed.size:
+        multiply = linalg.get_blas_funcs("gemm", (changed, left, right))
+        found = multiply(-1.0, left, right, beta=1.0, c=changed, overwrite_c=True)
+        assert np.shares_memory(found, changed)
 
 
 def stretches(ends: Array, start: int, stop: int, most: int) -> list[tuple[int, int]]:
@@ -145,6 +162,8 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         self.drop = np.zeros(self.weights.shape, np.bool_, order="F")
+        self.ever = self.gone.sum(axis=1)
+        self.passed, self.dropped = np.zeros_like(self.ever), np.zeros_like(self.ever)
 
     def run(self, quota: Quota) -> None:
         windows = self.columns.windows
@@ -171,7 +190,7 @@ class _Sweep:
     def _scores(self, start: int, stop: int) -> Array:
         """(rows, stop - start): the loss of each weight; of what is zero already, less than any."""
         losses = np.square(self.weights[:, start:stop] / self.upper.diagonal()[start:stop])
-        return np.where(self.gone[:, start:stop], 0.0, losses + np.finfo(np.float64).tiny)
+        return np.where(self.gone[:, start:stop], 0, losses + np.finfo(losses.dtype).tiny)
 
     def _choose_window(self, start: int) -> None:
         windows, drop = self.columns.windows, self.columns.drop
@@ -188,24 +207,21 @@ class _Sweep:
         height = self.columns.rows or rows
         losses, sizes = self._units(start, stop, height)
         pools = len(losses) if quota.by_row else 1
-        if quota.by_row:
-            heights = np.minimum(height, rows - np.arange(len(losses)) * height)
-            edges = np.arange(0, rows, height)
-            counts = np.add.reduceat(self.drop.sum(axis=1), edges)
-            wanted = self._share(stop, quota.total * heights / rows, edges)
-            budgets = np.rint(wanted).astype(np.int64) - counts
-        else:
-            budgets = np.rint(self._share(stop, quota.total, np.zeros(1, int))).astype(np.int64) - int(self.drop.sum())
+        edges = np.arange(0, rows, height) if quota.by_row else np.zeros(1, int)
+        heights = np.diff(np.append(edges, rows))
+        self.passed += self.gone[:, start:stop].sum(axis=1)
+        wanted = self._share(stop, quota.total * heights / rows, edges)
+        budgets = np.rint(wanted).astype(np.int64) - np.add.reduceat(self.dropped, edges)
         flat = drop_within(losses.reshape(pools, -1), sizes.reshape(pools, -1), np.maximum(budgets, 0))
         chosen = np.repeat(flat.reshape(losses.shape), height, axis=0)[:rows]
         units = self.columns.unit_of[start:stop]
         self.drop[:, start:stop] = chosen[:, units - units[0]]
+        self.dropped += self.drop[:, start:stop].sum(axis=1)
 
     def _share(self, stop: int, total: Any, edges: Array) -> Array:
         """How many weights of each group of rows, beginning at `edges`, are to be zero up to column `stop`, of `total`
         in all columns."""
-        gone = np.add.reduceat(self.gone[:, :stop].sum(axis=1), edges)
-        ever = np.add.reduceat(self.gone.sum(axis=1), edges)
+        gone, ever = np.add.reduceat(self.passed, edges), np.add.reduceat(self.ever, edges)
         rows = np.diff(np.append(edges, len(self.gone)))
         live, lives = rows * stop - gone, rows * self.gone.shape[1] - ever
         share: Array = gone + np.maximum(total - ever, 0) * live / np.maximum(lives, 1)
@@ -217,6 +233,8 @@ class _Sweep:
         units = self.columns.unit_of[start:stop]
         edges = np.flatnonzero(np.diff(units, prepend=-1))
         groups = np.arange(0, len(scores), height)
+        if height == 1 and len(edges) == stop - start:
+            return scores, np.ones(scores.shape, np.int8)
         sums = np.add.reduceat(np.add.reduceat(scores, edges, axis=1), groups, axis=0)
         heights = np.minimum(height, len(scores) - groups)
         sizes = heights[:, None] * np.diff(np.append(edges, stop - start))[None]

@@ -13,7 +13,18 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.calibration.gradients import looked_at, relative_error
-from prunecli.calibration.grams import APART, HELD, LARGE, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
+from prunecli.calibration.grams import (
+    APART,
+    HELD,
+    LARGE,
+    PER_UNKNOWN,
+    Equations,
+    Folds,
+    Picker,
+    collect,
+    is_held,
+    subtract_product,
+)
 from prunecli.calibration.importance import LEAST, Importance
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
@@ -143,26 +154,29 @@ class CalibratedLayers:
         some = spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
         held, pattern = list(self.tasks(layer, folds.held, rows=some)), self.way.pattern
         return best_ridge(
-            list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern=pattern, density=density
-        )
+            list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern=pattern, density=density,
+            workers=self.way.workers,
+        )  # fmt: skip
 
     def tasks(
-        self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None, rows: Array | slice = slice(None)
-    ) -> Iterator[FitTask]:
+        self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None, rows: Array | slice = slice(None),
+        *, last: bool = False,
+    ) -> Iterator[FitTask]:  # fmt: skip
         """The least-squares problems of a layer, one per matrix, its rows multiplied by what they are worth, as they
-        compete with each other. `plain` undoes it."""
+        compete with each other. `plain` undoes it. The `last` ones take the place of the sums."""
         sums.check(layer.name)
         free, taps = layer.offset is not None, layer.shape[2]
         bias, worth = layer.bias()[:, rows], self.worth(layer)[:, rows]
         for batch, weights in enumerate(layer.matrices(dtype=sums.gram.dtype)[:, rows]):
-            found, offset = sums.problem(batch, free, rows), bias[batch]
+            found, offset = sums.problem(batch, free, rows, last=last), bias[batch]
             cross, variance = found.cross, found.squares
             if not free:  # what is added stays: the product alone is to be fitted
-                cross -= np.outer(offset, found.x)
+                subtract_product(cross, offset, found.x)
                 variance = variance - 2 * offset * found.y + offset**2
             g, column = worth[batch], worth[batch][:, None].astype(weights.dtype)
+            cross *= column
             yield FitTask(
-                weights=weights * column, gram=found.gram, cross=cross * column, x=found.x, y=found.y * g,
+                weights=weights * column, gram=found.gram, cross=cross, x=found.x, y=found.y * g,
                 variance=variance * g**2, count=found.count, offset=offset * g, free=free, taps=taps,
                 ridge=None if ridge is None else ridge.ridge,
             )  # fmt: skip
@@ -170,9 +184,8 @@ class CalibratedLayers:
     def plain(self, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
         """Weights and mask as stored, and the shift of all rows."""
         worth = self.worth(layer)
-        weights = np.stack([one.weights for one in best])
-        weights /= worth[..., None].astype(weights.dtype)
-        drop = np.stack([one.drop for one in best])
+        weights, drop = (_stacked([getattr(one, name) for one in best]) for name in ("weights", "drop"))
+        weights = np.divide(weights, worth[..., None].astype(weights.dtype))
         shift = np.stack([one.shift for one in best]) / worth
         return layer.stored(weights), layer.stored(drop), shift.reshape(-1)
 
@@ -181,7 +194,7 @@ class CalibratedLayers:
         output is added to, whose own error it makes up for."""
         batch, rows, taps, cols = layer.shape
         part = self.part if self.part.batches else Part(0, wanted.batches)
-        held = part.batches >= HELD and (taps * cols) ** 2 <= LARGE  # trying ridges on wider ones takes long
+        held = part.batches >= HELD and (taps * cols) ** 2 <= LARGE and rows * taps * cols <= LARGEST_HELD
         folds = Folds.empty(batch, rows, taps * cols, held=held)
         key = self._shares(layer, given)
         known = key is not None and self.inputs is not None and self.inputs[0] == key
@@ -317,6 +330,11 @@ def fittable(
     return [layer.moving_only(vectors) for layer in layers], left
 
 
+def _stacked(arrays: Sequence[Array]) -> Array:
+    """As `np.stack`, but one alone is not copied."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
 def _parts(gone: Sequence[Array], amount: int) -> list[int]:
     """How many weights of each matrix go: what is zero already, and of the rest the same share of each."""
     zeros, sizes = np.array([one.sum() for one in gone]), np.array([one.size for one in gone])
@@ -341,6 +359,9 @@ def _plus(target: Array, off: Array, gain: Array) -> Array:
     return np.asarray(target + off * inverse.reshape(shape), np.float32)
 
 
+LARGEST_HELD = 4 * LARGE
+"""Elements of a weight up to which some samples are held out to choose a ridge: their sums take as much memory as those
+of all. Inputs whose Gram matrix is `LARGE` take too long to try ridges on."""
 ESTIMATED = 4e9
 """Rows times inputs squared of a layer, up to which its loss is taken on all rows."""
 LEAST_ROWS = 256

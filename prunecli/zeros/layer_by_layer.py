@@ -50,7 +50,7 @@ class Solve:
         amount = self.goes if isinstance(self.goes, int) else int(np.count_nonzero(self.goes))
         folds = self.take()
         ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
-        tasks = list(layers.tasks(layer, folds.whole(), ridge))
+        tasks = list(layers.tasks(layer, folds.whole(), ridge, last=True))
         del folds
         best = layers.fitted(tasks, _picked(layers, layer, tasks, self.goes), layers.way.recover)
         return *_contents(layers, layer, best), _report(tasks, best, ridge)

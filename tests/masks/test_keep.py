@@ -33,7 +33,8 @@ def test_keep_slots_is_keep_top(slots: np.ndarray, data: st.DataObject) -> None:
 
 @given(POOLS.filter(lambda a: a.ndim == 2), st.data())
 def test_drop_within_stops_at_the_first_that_does_not_fit(scores: np.ndarray, data: st.DataObject) -> None:
-    sizes = data.draw(hnp.arrays(np.int64, scores.shape, elements=st.integers(1, 4)))
+    equal = st.integers(1, 4).map(lambda size: np.full(scores.shape, size))
+    sizes = data.draw(hnp.arrays(np.int64, scores.shape, elements=st.integers(1, 4)) | equal)
     budgets = data.draw(hnp.arrays(np.int64, scores.shape[0], elements=st.integers(0, 25)))
     want = [drop_lowest(list(s), list(n), b) for s, n, b in zip(scores, sizes, budgets, strict=True)]
     assert np.array_equal(drop_within(scores, sizes, budgets), np.array(want))

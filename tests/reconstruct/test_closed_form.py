@@ -29,7 +29,7 @@ from prunecli.reconstruct.fit import (
     small_least_squares,
 )
 from prunecli.reconstruct.obs import Surgeon, columns_of, removal_losses
-from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
+from prunecli.reconstruct.sparsegpt import Quota, factor, solved, sparsegpt
 
 
 def problem(seed: int, rows: int = 6, size: int = 24, samples: int = 200) -> tuple[Array, Array]:
@@ -158,6 +158,16 @@ def test_large_layers_rank_in_float32_as_in_float64(monkeypatch: pytest.MonkeyPa
         assert len(set(np.argsort(few)[:250]) & set(np.argsort(exact)[:250])) >= 248
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 1e-3)])
+def test_solved_is_the_target_times_the_inverse(dtype: Any, tolerance: float) -> None:
+    """To the rounding of the type times the condition of G, about a hundred."""
+    rng = np.random.default_rng(3)
+    data, target = rng.standard_normal((7, 40)), rng.standard_normal((5, 7))
+    gram, order = (data @ data.T / 40 + 0.05 * np.eye(7)).astype(dtype), rng.permutation(7)
+    found = solved(target, factor(gram, order), order)
+    np.testing.assert_allclose(found, np.linalg.solve(gram.astype(np.float64), target.T).T, atol=tolerance)
+
+
 def naive_sparsegpt(weights: Array, gram: Array, keep_each: int, window: int) -> Array:
     """N:M by the paper's algorithm, a column at a time, with the inverse itself made smaller at each step."""
     work, inverse = weights.copy(), np.linalg.inv(gram)
@@ -183,7 +193,7 @@ def naive_sparsegpt(weights: Array, gram: Array, keep_each: int, window: int) ->
 def test_sparsegpt_is_the_papers(keep: int, window: int) -> None:
     weights, gram = problem(3, 5, 20)
     columns = columns_of(parse_pattern(f"{keep}:{window}"), 5, 1, 20)
-    found, drop = sparsegpt(weights, gram, columns, Quota(0), np.zeros(weights.shape, bool))
+    found, drop = sparsegpt(weights, factor(gram, columns.order), columns, Quota(0), np.zeros(weights.shape, bool))
     np.testing.assert_allclose(found, naive_sparsegpt(weights, gram, keep, window), atol=1e-9)
     assert ((found == 0) == drop).all()
 
@@ -195,7 +205,9 @@ def test_sparsegpt_keeps_its_quota(text: str, by_row: bool) -> None:
         pytest.skip("no two columns lie in one row")
     weights, gram = problem(4, 12, 9 * 40)
     columns = columns_of(parse_pattern(text), 12, 9, 40)
-    found, drop = sparsegpt(weights, gram, columns, Quota(weights.size // 2, by_row), np.zeros(weights.shape, bool))
+    found, drop = sparsegpt(
+        weights, factor(gram, columns.order), columns, Quota(weights.size // 2, by_row), np.zeros(weights.shape, bool)
+    )
     unit = (columns.rows or 12) * int(columns.widths.max())
     pools = 12 // (columns.rows or 12) if by_row else 1
     assert weights.size // 2 - unit * pools < drop.sum() <= weights.size // 2

@@ -83,7 +83,6 @@ def test_the_sweep_solves_least_squares_after_each_column(
 ) -> None:
     monkeypatch.setattr(sparsegpt, "BLOCK", 7)
     monkeypatch.setattr(sparsegpt, "FEW", 3)
-    monkeypatch.setattr(sparsegpt, "WIDE", 4)
     weights, gram = problem(2)
     zero = np.random.default_rng(0).random(weights.shape) < 0.3
     grid, work = grid_of(weights, gram, kind, block), weights.copy()
