@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
+from scipy import linalg
 
 from prunecli.arrays import Array
 from prunecli.calibration.layerwise import PART, Store, Walk
@@ -82,14 +83,14 @@ class Equations:
     def add_inputs(self, columns: Array) -> None:
         """The sums of X alone, of one matrix: those that layers which read the same share."""
         with np.errstate(over="ignore", invalid="ignore"):
-            self.gram[0] += products(columns[0], columns[0])
+            _add_product(self.gram[0], columns[0], columns[0])
             self.x[0] += columns[0].sum(axis=1, dtype=np.float64)
         self.count += columns.shape[2]
 
     def add_targets(self, columns: Array, targets: Array) -> None:
         """The sums of Y, of one matrix."""
         with np.errstate(over="ignore", invalid="ignore"):
-            self.cross[0] += products(targets[0], columns[0])
+            _add_product(self.cross[0], targets[0], columns[0])
             self.y[0] += targets[0].sum(axis=1, dtype=np.float64)
             self.squares[0] += np.einsum("ij,ij->i", targets[0], targets[0], dtype=np.float64)
 
@@ -151,6 +152,16 @@ class Equations:
             cross -= y[:, :, None] * x[:, None, :]
             squares -= y * y
         return Problem(gram=gram, cross=cross, squares=np.maximum(squares, 0.0), x=x, y=y, count=n)
+
+
+def _add_product(sums: Array, left: Array, right: Array) -> None:
+    """sums (m, n) += left (m, r) right (n, r)^T. Sums in float32 are as large as the layer: they are added to in place,
+    for another array of their size would take as long to write, read and add as the product itself."""
+    if sums.dtype != np.float32 or not sums.size:
+        sums += products(left, right)
+        return
+    found = linalg.blas.sgemm(1.0, right, left, beta=1.0, c=sums.T, trans_b=True, overwrite_c=True)
+    assert np.shares_memory(found, sums)
 
 
 def subtract_product(array: Array, left: Array, right: Array) -> None:

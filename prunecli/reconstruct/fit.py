@@ -30,7 +30,7 @@ QUICK = 1e9
 _THREADED = 1e7  # multiplications below which threads cost more than they save
 _STEPS = 60
 _TOLERANCE = 1e-5
-_ROUNDING = 16 * float(np.finfo(np.float32).eps)
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)
 """Of the sum of squares of the inputs: products taken in float32 move no eigenvalue of their Gram matrix as far, so
 that what is added beyond that makes it positive without a look."""
 

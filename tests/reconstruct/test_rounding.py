@@ -85,7 +85,7 @@ def test_the_sweep_solves_least_squares_after_each_column(
     monkeypatch.setattr(sparsegpt, "FEW", 3)
     weights, gram = problem(2)
     zero = np.random.default_rng(0).random(weights.shape) < 0.3
-    grid, work = grid_of(weights, gram, kind, block), weights.copy()
+    grid, work = grid_of(weights, gram, kind, block), weights.copy(order="F")
     sparsegpt.sweep(
         work,
         sparsegpt.factor(gram, np.arange(16)),
