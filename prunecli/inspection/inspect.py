@@ -21,7 +21,7 @@ from prunecli.model.floating import as_stored, floats_of, stored_as
 from prunecli.model.graphs import all_graphs
 from prunecli.model.shape_inference import UNKNOWN_INPUT
 from prunecli.model.shapes import input_specs, output_specs
-from prunecli.model.sizes import count_nonzero, is_finite, macs_by_weight
+from prunecli.model.sizes import census_of, macs_by_weight
 from prunecli.report.result import ModelResult
 from prunecli.types import Progress, Skipped, Totals, Verification, no_progress
 
@@ -104,10 +104,13 @@ def inspect(
     weights = find_weights(floats)
     shapes = concrete_shapes(floats, options.dims)
     macs = count_macs(floats, shapes)
-    broken = {w.name for w in weights.all() if not is_finite(w.tensor)}
+    everything = weights.all()
+    census = {id(w.tensor): census_of(w.tensor) for w in progress(everything, "counting zeros", len(everything))}
+    broken = {w.name for w in everything if not census[id(w.tensor)][1]}
+    nonzero = {key: count for key, (count, _) in census.items()}
     measurable = [w for w in weights.prunable if w.name not in broken]
     patterns = {w.name: pattern_fit(w, *options.nm) for w in weights.prunable} if options.nm else {}
-    size = totals(floats, shapes)
+    size = totals(floats, shapes, nonzero)
     graph = unit_graph(file.path, dims=options.dims) if options.graph is not None else None
     if graph is not None and options.graph is not None:
         write_graph(graph, options.graph)
@@ -120,7 +123,7 @@ def inspect(
         about=_about(file),
         inputs=shapes.inputs,
         assumed=shapes.assumed,
-        layers=_layers(floats, weights, macs, progress),
+        layers=_layers(floats, weights, macs, nonzero),
         skipped=weights.skipped,
         notes=[
             *file.notes,
@@ -166,13 +169,13 @@ def _problems(shapes: Shapes) -> list[str]:
     return [*listed[:PROBLEMS], f"nor after {more} other operator{'s' * (more > 1)}"] if more else listed
 
 
-def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> list[InspectedLayer]:
+def _layers(model: Model, weights: Weights, macs: Macs, nonzero: Mapping[int, int]) -> list[InspectedLayer]:
     """Return a row for each weight, in the order of the operators that read them, then for each operator that
-    multiplies without one."""
-    everything = weights.all()
+    multiplies without one. `nonzero`: by `id` of a weight's tensor."""
     work = macs_by_weight(weights.prunable, macs)
-    measured = progress(everything, "counting zeros", len(everything))
-    layers = [(weight.node, _layer(weight, work.get(weight.name))) for weight in measured]
+    layers = [
+        (weight.node, _layer(weight, nonzero[id(weight.tensor)], work.get(weight.name))) for weight in weights.all()
+    ]
     owned = {use.node for weight in weights.prunable for use in weight.uses}
     layers += [
         (node, InspectedLayer(name=_name(node), op=node.op_type, macs=count))
@@ -183,7 +186,7 @@ def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> l
     return [layer for _, layer in sorted(layers, key=lambda item: order.get(item[0], len(order)))]
 
 
-def _layer(weight: Weight, macs: int | None) -> InspectedLayer:
+def _layer(weight: Weight, nonzero: int, macs: int | None) -> InspectedLayer:
     stored, source = as_stored(weight.tensor), stored_as(weight.tensor)
     return InspectedLayer(
         name=_name(weight.node),
@@ -194,7 +197,7 @@ def _layer(weight: Weight, macs: int | None) -> InspectedLayer:
         dtype=stored.dtype.name.lower(),
         stored=stored.dtype.numpy().name if source is None else source.words,
         params=weight.size,
-        nonzero=count_nonzero(weight.tensor),
+        nonzero=nonzero,
         macs=macs if weight.kind == "weight" else 0,
         bytes=stored.nbytes,
         notes=weight.notes,

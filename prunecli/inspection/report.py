@@ -216,7 +216,7 @@ ARC = 16
 def _summary(found: Inspection) -> Table:
     sizes = found.totals
     about = "about " if sizes.gzip_estimated else ""
-    inputs = ", ".join(f"{name} {shape_text(shape)}" for name, shape in found.inputs.items())
+    inputs = some([f"{name} {shape_text(shape)}" for name, shape in found.inputs.items()], LISTED)
     assumed = f"; assumed: {some(found.assumed, LISTED)}" if found.assumed else ""
     rows: list[tuple[str, str]] = [
         ("made by", f"{found.about['producer']}; {found.about['opsets']}"),

@@ -20,9 +20,9 @@ import numpy as np
 
 from prunecli.arrays import Array, Mask
 from prunecli.errors import PruneError
+from prunecli.float_keys import key_chunks, key_format, key_of, magnitude_keys, words
 from prunecli.masks.allocations import ALLOCATIONS, LossCurve, budget_of
 from prunecli.masks.criteria import Block, Elements, of_elements
-from prunecli.masks.keys import key_chunks, key_format, key_of, magnitude_keys, words
 from prunecli.masks.patterns import (
     Shape4,
     Tiles,

@@ -20,7 +20,7 @@ import numpy as np
 
 from prunecli.arrays import Array
 from prunecli.errors import PruneError
-from prunecli.masks.keys import values_of
+from prunecli.float_keys import values_of
 from prunecli.masks.stream import EVERY, Bracket, Census, CutPoint, ScoreSource, lowest, sampled, survey
 from prunecli.types import Progress, no_progress
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from prunecli.arrays import Array, Mask
 from prunecli.errors import PruneError
-from prunecli.masks.keys import magnitude_keys
+from prunecli.float_keys import magnitude_keys
 from prunecli.registry import Registry
 
 

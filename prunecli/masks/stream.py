@@ -22,7 +22,7 @@ import numpy as np
 
 from prunecli.arrays import Array, Mask
 from prunecli.errors import PruneError
-from prunecli.masks.keys import (
+from prunecli.float_keys import (
     CHUNK_BYTES,
     KeyFormat,
     common_format,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import onnx_ir as ir
 
+from prunecli import float_keys
 from prunecli.model.constants import Holder, holders
 from prunecli.model.floating import floating
 from prunecli.model.loading import Model
@@ -23,8 +23,6 @@ from prunecli.types import LayerRow, Totals
 
 EXACT_UP_TO = 16 << 20
 """Bytes of one file that are really compressed; larger ones are sampled (about 30 MB/s otherwise)."""
-PIECE = 1 << 20
-"""Elements looked at together."""
 SAMPLES = 32
 SAMPLE_BYTES = 128 << 10
 FRAME = 18
@@ -92,16 +90,19 @@ def row_of(weight: Weight, now: Weight | None) -> LayerRow:
 
 def count_nonzero(tensor: ir.TensorProtocol) -> int:
     """Elements that are not zero; negative zero is zero, NaN is not."""
-    with np.errstate(invalid="ignore"):  # small floats are cast to booleans, NaN with a warning
-        count = int(np.count_nonzero(tensor.numpy()))
+    count = float_keys.count_nonzero(tensor.numpy())
     unmap(tensor)
     return count
 
 
 def is_finite(tensor: ir.TensorProtocol) -> bool:
     """Whether no element is NaN or infinite."""
-    flat = tensor.numpy().reshape(-1)
-    found = all(bool(np.isfinite(flat[i : i + PIECE]).all()) for i in range(0, flat.size, PIECE))
+    return census_of(tensor)[1]
+
+
+def census_of(tensor: ir.TensorProtocol) -> tuple[int, bool]:
+    """How many elements are not zero, and whether all are finite."""
+    found = float_keys.census(tensor.numpy())
     unmap(tensor)
     return found
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.errors import PruneError
-from prunecli.masks.keys import CHUNK_BYTES
+from prunecli.float_keys import CHUNK_BYTES
 from prunecli.model.constants import Holder, holders
 from prunecli.model.graphs import all_graphs
 from prunecli.storage.stored import unmap

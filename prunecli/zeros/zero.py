@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
+from prunecli.float_keys import count_nonzero
 from prunecli.masks.decide import ByBits, Decision, Target
-from prunecli.masks.keys import count_nonzero
 from prunecli.model import Weight
 from prunecli.model.floating import as_stored, stored_as
 from prunecli.storage.stored import unmap

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.errors import PruneError
-from prunecli.masks.keys import words
+from prunecli.float_keys import words
 from prunecli.model import Model, load
 from prunecli.model.copies import plain_path
 from prunecli.model.graphs import all_graphs

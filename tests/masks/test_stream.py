@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunecli import float_keys as keys
 from prunecli.errors import PruneError
-from prunecli.masks import keys, stream
+from prunecli.masks import stream
 from prunecli.masks.lamp import lowest_lamp
 from prunecli.masks.stream import CutPoint, ScoreSource, count_below, lowest
 from tests.masks.naive import drop_lowest

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.masks.keys import common_format, key_chunks, key_format, key_of, magnitude_keys, narrow, values_of, widen
+from prunecli.float_keys import (
+    census,
+    common_format,
+    count_nonzero,
+    key_chunks,
+    key_format,
+    key_of,
+    magnitude_keys,
+    narrow,
+    values_of,
+    widen,
+)
 
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 by_name = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
@@ -36,6 +47,27 @@ def test_the_limit_divides_finite_from_not(dtype: np.dtype) -> None:
     with np.errstate(invalid="ignore"):
         finite = np.isfinite(array.astype(np.float64))
     assert np.array_equal(magnitude_keys(array) < key_format(dtype).limit, finite)
+
+
+CENSUS = [
+    ([0.0, -0.0, 1.0, 6e-8], (2, True)),
+    ([0.0, np.nan], (1, False)),
+    ([-np.inf, 2.0, 0.0], (2, False)),
+    ([], (0, True)),
+]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, np.dtype(ml_dtypes.float8_e5m2)], ids=lambda t: t.name)
+@pytest.mark.parametrize(("values", "counted"), CENSUS)
+def test_zeros_and_what_is_not_finite_are_counted(
+    values: list[float], counted: tuple[int, bool], dtype: np.dtype
+) -> None:
+    """Whole arrays, and every other element of one twice as long, which does not lie in one piece."""
+    array = np.array(values, np.float32).astype(dtype)
+    if dtype.itemsize == 1:  # it has no number as small as that
+        counted = counted[0] - values.count(6e-8), counted[1]
+    assert census(array) == census(np.repeat(array, 2)[::2]) == counted
+    assert count_nonzero(array) == counted[0]
 
 
 @by_name
