@@ -81,7 +81,7 @@ def check_paths(asked: object, inputs: Iterable[Path] = (), force: bool = False)
     read = [*inputs, *(path for name, path in paths if name not in WRITTEN)]
     for at, (name, path) in enumerate(written):
         _check_kind(name, path)
-        _check_apart(name, path, read, written[:at])
+        _check_apart(name, path, read, before=written[:at])
         if name in REPLACED and os.path.lexists(path) and not force:
             raise PruneError(f"{path} already exists", f"choose another name with {option(name)}, or pass --force")
 

@@ -83,7 +83,7 @@ def resolve_shapes(
                 known.setdefault(dim, size)
     return {
         s.name: tuple(
-            _dim(s, axis, known, batch) if s.name not in given else int(given[s.name][axis])
+            _dim(s, axis, known, batch=batch) if s.name not in given else int(given[s.name][axis])
             for axis in range(len(given.get(s.name, s.shape)))
         )
         for s in specs
@@ -170,8 +170,8 @@ def random_inputs(
     Raises:
         PruneError: an input is not a numeric tensor, or would be absurdly large.
     """
-    concrete = resolve_shapes(specs, dims, shapes, batch)
-    return {s.name: _random(s, concrete[s.name], seed, (limits or {}).get(s.name)) for s in specs}
+    concrete = resolve_shapes(specs, dims, shapes, batch=batch)
+    return {s.name: _random(s, concrete[s.name], seed, limit=(limits or {}).get(s.name)) for s in specs}
 
 
 def _random(spec: InputSpec, shape: tuple[int, ...], seed: int, limit: int | None) -> Any:
@@ -233,7 +233,7 @@ def index_limits(model: onnx.ModelProto | str | Path | bytes) -> dict[str, int]:
     roots = {i.name: i.name for i in graph.input}
     limits: dict[str, int] = {}
     for node in graph.node:
-        _visit(node, roots, sizes, limits)
+        _visit(node, roots, sizes, limits=limits)
     return limits
 
 

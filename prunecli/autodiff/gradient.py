@@ -67,7 +67,7 @@ def differentiate(
             the loss that has no rule (named, with what it blocks), or a shape that depends on data.
     """
     options = options or DifferentiationOptions()
-    forward = copy_forward(model, shapes, wrt, options)
+    forward = copy_forward(model, shapes, wrt, options=options)
     targets = _targets(forward, wrt)
     scope = LossScope(forward, {}, [])
     try:
@@ -75,8 +75,8 @@ def differentiate(
     except PruneError:  # an unknown operator leaves the shapes behind it unknown: it is the cause to tell
         check_ends(forward.ops, [forward.values[name] for name in forward.outputs], list(targets.values()))
         raise
-    gradients = sweep(forward.ops, scalar, list(targets.values()), forward.barriers)
-    return _assemble(scope, scalar, {name: gradients.get(value) for name, value in targets.items()}, options)
+    gradients = sweep(forward.ops, scalar, list(targets.values()), barriers=forward.barriers)
+    return _assemble(scope, scalar, {name: gradients.get(value) for name, value in targets.items()}, options=options)
 
 
 def _targets(forward: Forward, wrt: Sequence[str]) -> dict[str, ir.Value]:
@@ -145,16 +145,16 @@ def sweep(
     Raises:
         PruneError: operators on the way have no rule, or a rule refuses an attribute.
     """
-    nodes, active = _path(ops, loss, wrt, barriers)
+    nodes, active = _path(ops, loss, wrt, barriers=barriers)
     _check_rules(nodes, wrt)
     parts: dict[ir.Value, list[ir.Value]] = {loss: [ops.const(1.0, ops.dtype(loss).numpy())]}
     done: dict[ir.Value, ir.Value] = {}
     for node in reversed(nodes):
-        dys = [_collect(ops, out, parts, done) for out in node.outputs]
+        dys = [_collect(ops, out, parts, done=done) for out in node.outputs]
         if any(dy is not None for dy in dys):
             _back(ops, node, dys, active=active, parts=parts)
     for value in wrt:
-        _collect(ops, value, parts, done)
+        _collect(ops, value, parts, done=done)
     return {value: done[value] for value in wrt if value in done}
 
 

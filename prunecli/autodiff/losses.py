@@ -168,7 +168,7 @@ class CrossEntropy:
         logits = scope.logits(self.output, "Softmax", "LogSoftmax")
         logp, axis = _log_probabilities(ops, logits)
         if self.soft:
-            target, mask = _counted(ops, scope.target(self.labels, logits), self.masked, axis)
+            target, mask = _counted(ops, scope.target(self.labels, logits), self.masked, axis=axis)
             target = ops.add(ops.mul(target, 1.0 - self.smoothing), self.smoothing / ops.shape(logits)[axis])
             return ops.neg(_mean(ops, ops.sum(ops.mul(target, logp), [axis], keepdims=True), mask))
         return self._hard(scope, logp, axis)
@@ -254,7 +254,7 @@ class Distillation:
         ops = scope.ops
         logits = scope.logits(self.output, "Softmax", "LogSoftmax")
         axis = _class_axis(ops.rank(logits))
-        teacher, mask = _counted(ops, scope.target(self.teacher, logits), self.masked, axis)
+        teacher, mask = _counted(ops, scope.target(self.teacher, logits), self.masked, axis=axis)
         if self.probabilities:
             teacher = ops.op("Log", ops.op("Max", teacher, ops.scalar(1e-30, teacher)))
         student, _ = _log_probabilities(ops, ops.mul(logits, 1.0 / self.temperature))

@@ -211,7 +211,7 @@ def fused(r: RewriteContext) -> Results:
     plain = {name: value for name, value in given.items() if name in standard.attributes}
     y = r.ops.op(standard.op_type, *r.inputs[:3], **plain)
     numbers = given.get("activation_params") or [given.get(f"activation_{k}", 0.0) for k in ("alpha", "beta", "gamma")]
-    return _activate(r, r.ops.total([y, r.input(3)]), given.get("activation", ""), list(numbers))
+    return _activate(r, r.ops.total([y, r.input(3)]), given.get("activation", ""), numbers=list(numbers))
 
 
 @rewrite("FusedMatMul", domain=MICROSOFT)
@@ -290,7 +290,7 @@ def attention(r: RewriteContext) -> Results:
     _, length, width = ops.shape(packed)
     sizes = r.ints("qkv_hidden_sizes") or [width // 3] * 3
     qkv = ops.split(packed, sizes, 2)
-    return _attend(r, qkv, _raw_mask(r, r.input(3), length), r.input(5))
+    return _attend(r, qkv, _raw_mask(r, r.input(3), length), bias=r.input(5))
 
 
 @rewrite("MultiHeadAttention", domain=MICROSOFT)
@@ -305,7 +305,7 @@ def multi_head_attention(r: RewriteContext) -> Results:
     if r.input(3) is not None:
         biases = ops.split(r.x(3), [ops.shape(p)[2] for p in parts], 0)
         parts = [ops.add(p, b) for p, b in zip(parts, biases, strict=True)]
-    return _attend(r, parts, _raw_mask(r, r.input(4), ops.shape(parts[1])[1]), r.input(5))
+    return _attend(r, parts, _raw_mask(r, r.input(4), ops.shape(parts[1])[1]), bias=r.input(5))
 
 
 def _raw_mask(r: RewriteContext, mask: Value | None, length: int) -> Value | None:
@@ -368,8 +368,8 @@ def group_query_attention(r: RewriteContext) -> Results:
     if r.integer("do_rotary"):
         at = r.input(9)  # without a past onnxruntime reads the first position alone, and counts from there
         at = None if at is None else ops.reshape(ops.slice(at, [0, 1], [0, 0], [1, 1]), (1,))
-        angles = [_angles(ops, r.x(i), at, ops.shape(q)[2]) for i in (7, 8)]
-        q, k = (_rotated(ops, part, angles, bool(r.integer("rotary_interleaved"))) for part in (q, k))
+        angles = [_angles(ops, r.x(i), at, length=ops.shape(q)[2]) for i in (7, 8)]
+        q, k = (_rotated(ops, part, angles, interleaved=bool(r.integer("rotary_interleaved"))) for part in (q, k))
     length, window = ops.shape(q)[2], r.integer("local_window_size", -1)
     seen = np.tril(np.ones((length, length), bool))
     seen = seen if window < 0 else np.triu(seen, 1 - window)
@@ -402,8 +402,8 @@ def rotary_embedding(r: RewriteContext) -> Results:
     flat = ops.rank(x) == 3
     heads = r.integer("num_heads") or ops.shape(x)[-1] // (2 * ops.shape(r.x(2))[1])
     split = _heads(ops, x, heads) if flat else x
-    angles = [_angles(ops, r.x(i), r.x(1), ops.shape(split)[2]) for i in (2, 3)]
-    turned = _rotated(ops, split, angles, bool(r.integer("interleaved")))
+    angles = [_angles(ops, r.x(i), r.x(1), length=ops.shape(split)[2]) for i in (2, 3)]
+    turned = _rotated(ops, split, angles, interleaved=bool(r.integer("interleaved")))
     return _joined(ops, turned) if flat else turned
 
 
@@ -472,13 +472,13 @@ def _neighbours(r: RewriteContext, at: Value, size: int) -> list[tuple[Value, Va
     position = ops.add(ops.mul(at, (size - 1) / 2 if aligned else size / 2), (size - 1) / 2)
     position = ops.op("Round", position) if mode == "nearest" else position
     if padding == "reflection":
-        position = _reflect(ops, position, low, high)
+        position = _reflect(ops, position, low, high=high)
     start = ops.op("Round" if mode == "nearest" else "Floor", position)
     found = []
     for offset, weight in _weights(ops, ops.sub(position, start), mode):
         index = ops.add(start, offset)
-        index = ops.op("Round", _reflect(ops, index, low, high)) if padding == "reflection" else index
-        stored = _clip(ops, index, 0.0, size - 1.0)
+        index = ops.op("Round", _reflect(ops, index, low, high=high)) if padding == "reflection" else index
+        stored = _clip(ops, index, 0.0, high=size - 1.0)
         if padding == "zeros":
             weight = ops.mul(weight, ops.cast(ops.op("Equal", index, stored), weight))
         found.append((ops.op("Cast", stored, to=int(ir.DataType.INT64)), weight))

@@ -60,7 +60,9 @@ class StoredArray:
     def put_into(self, holder: Holder, dtype: ir.DataType) -> None:
         """Let a model store it; what was there is let go."""
         unmap(holder.tensor)
-        tensor = MappedTensor(self.path, self.offset, dtype, ir.Shape(self.shape), holder.name, owner=self.owner)
+        tensor = MappedTensor(
+            self.path, self.offset, dtype, shape=ir.Shape(self.shape), name=holder.name, owner=self.owner
+        )
         holder.put(tensor)
 
 
@@ -198,7 +200,7 @@ class LayerJournal:
             dtype = ir.DataType[str(each["dtype"]).upper()].numpy() if each["dtype"] == "bfloat16" else each["dtype"]
             shape = tuple(int(size) for size in each["shape"])
             assert self._path is not None
-            found.append(StoredArray(self._path, start, np.dtype(dtype), shape, self._scratch))
+            found.append(StoredArray(self._path, start, np.dtype(dtype), shape=shape, owner=self._scratch))
             start += found[-1].nbytes
         return found
 

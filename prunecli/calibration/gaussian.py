@@ -176,7 +176,7 @@ def _through(node: ir.Node, found: _Values) -> _Carried | None:
     if not known:
         return None
     if (function := _function(node)) is not None and all(one.base is known[0].base for one in known):
-        return _computed(node, function, given, known[0])
+        return _computed(node, function, given, known=known[0])
     rule = _RULES.get(node.op_type) if not node.domain else None
     made = (
         None

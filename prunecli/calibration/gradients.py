@@ -448,17 +448,19 @@ def open_source(
             operator without a gradient.
     """
     if evidence.source == "flow":
-        return _flow_source(file, options.execution.open(file.path), weights, options)
-    gradients, data = open_gradients(file, weights, options, evidence.batch, progress)
+        return _flow_source(file, options.execution.open(file.path), weights, options=options)
+    gradients, data = open_gradients(file, weights, options, batch=evidence.batch, progress=progress)
     asked = {
         "loss": "labels" if isinstance(gradients.task, LabelTask) else "output",
         **about(data),
     }
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
-        return mean_powers(gradients, Batches(data, evidence.batch, progress, label), evidence.power)
+        return mean_powers(gradients, Batches(data, evidence.batch, progress, label=label), evidence.power)
 
-    return GradientSource(gradients, take, asked, cautions(data), feed=first_feed(data), smoothed=evidence.smoothed)
+    return GradientSource(
+        gradients, take, asked, notes=cautions(data), feed=first_feed(data), smoothed=evidence.smoothed
+    )
 
 
 def open_gradients(
@@ -488,8 +490,8 @@ def open_gradients(
         progress=progress,
     )
     first = next(data.batches(batch))
-    task = _task(session, data, first, options)
-    gradients = WeightGradients(file, weights, task, options.execution.thread_count, options.seed)
+    task = _task(session, data, first, options=options)
+    gradients = WeightGradients(file, weights, task, threads=options.execution.thread_count, seed=options.seed)
     gradients.open(first.feed)
     return gradients, data
 
@@ -499,7 +501,7 @@ def _task(session: Session, data: Dataset, first: Batch, options: GradientSample
     if options.loss == "labels":
         if not data.has_labels:
             raise PruneError(f"--loss labels: {data.source} has no labels", "give labels, or --loss output")
-        objective = choose_objective(data, outputs, None, ObjectiveOptions(output_name=options.output_name))
+        objective = choose_objective(data, outputs, None, options=ObjectiveOptions(output_name=options.output_name))
         return LabelTask(objective, outputs[objective.output])
     return OutputTask.of(outputs, _looked_at(outputs, options.output_name))
 
@@ -521,7 +523,7 @@ def _flow_source(file: Model, session: Session, weights: Sequence[str], options:
     main = [w for w in find_weights(file).others if w.holder.graph is file.ir.graph and w.kind in ("bias", "norm")]
     others = [w for w in main if w.holder.name not in weights]
     names = [*weights, *(w.holder.name for w in others)]
-    gradients = WeightGradients(file, names, FlowTask(tuple(outputs)), options.execution.thread_count)
+    gradients = WeightGradients(file, names, FlowTask(tuple(outputs)), threads=options.execution.thread_count)
     gradients.open(ones)
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:

@@ -56,7 +56,7 @@ class Equations:
     def empty(cls, batch: int, rows: int, size: int) -> Equations:
         dtype = np.float32 if batch * size * max(size, rows) >= LARGE else np.float64
         gram, cross = np.zeros((batch, size, size), dtype), np.zeros((batch, rows, size), dtype)
-        return cls(gram, cross, np.zeros((batch, size)), np.zeros((batch, rows)), np.zeros((batch, rows)))
+        return cls(gram, cross, np.zeros((batch, size)), y=np.zeros((batch, rows)), squares=np.zeros((batch, rows)))
 
     def add(self, columns: Array, targets: Array, weights: Array | None = None) -> None:
         """columns (batch, K, R), targets (batch, rows, R), float32; weights (R,) of the positions."""
@@ -136,7 +136,7 @@ class Equations:
             subtract_product(gram, x, x)
             subtract_product(cross, y, x)
             squares -= y * y
-        return Problem(gram, cross, np.maximum(squares, 0.0), x, y, count=n)
+        return Problem(gram, cross, np.maximum(squares, 0.0), x=x, y=y, count=n)
 
     def problems(self, intercept: bool) -> Problem:
         """The same of all matrices at once, as arrays with an axis of theirs before the others: depthwise kernels are
@@ -315,7 +315,7 @@ def readings(model: ir.Model) -> list[MomentReading]:
             if stored is None or value is None or is_constant(value):
                 continue
             if stored.axis(one.axis) is not None:
-                found.append(MomentReading(stored.name, value.name or "", one.data_axis, one.groups))
+                found.append(MomentReading(stored.name, value.name or "", one.data_axis, groups=one.groups))
     return found
 
 
@@ -346,9 +346,9 @@ def second_moments(
     sums: dict[tuple[str, int], Array] = {}
     counts: dict[tuple[str, int], float] = {}
     if sum(each.const_value.nbytes for each in model.graph.initializers.values() if each.const_value) > PART:
-        _walked(model, list(places), list(batches), open_session, into=(sums, counts))
+        _walked(model, list(places), list(batches), open_session=open_session, into=(sums, counts))
     else:
-        _summed(model, places, ranks, batches, open_session, into=(sums, counts))
+        _summed(model, places, ranks, batches=batches, open_session=open_session, into=(sums, counts))
     out: dict[str, Array] = {}
     for reading in wanted:
         key = reading.data, reading.data_axis
@@ -368,7 +368,7 @@ def _walked(
 ) -> None:  # fmt: skip
     """One value after another, of a model that is too large for a session."""
     with Store() as store:
-        walk = Walk(model, feeds, store, open_session, keep=())
+        walk = Walk(model, feeds, store, open_session=open_session, keep=())
         for name, axis in places:
             walk.reach([name])
             for array in walk.arrays(name):
@@ -404,7 +404,7 @@ def _summing(
         nodes = [
             helper.make_node("Cast", [data], [f"{name}.cast"], to=onnx.TensorProto.FLOAT),
             helper.make_node("Size", [data], [f"{name}.size"]),
-            _sum_but(axis, ranks[data], name, model, opset),
+            _sum_but(axis, ranks[data], name, model=model, opset=opset),
         ]
         model.graph.node.extend(nodes)
         model.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))

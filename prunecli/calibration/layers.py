@@ -142,7 +142,7 @@ class LinearLayer:
             use = next(use for use in self.weight.uses if use.node is self.node)
             read = behind(self.node.inputs[use.index])  # it may be cast on the way, and what is added is not
             dtype = self.weight.dtype if read is None else read.dtype
-            self.offset.write(graph, constant.reshape(-1), dtype, f"{self.weight.name}.bias")
+            self.offset.write(graph, constant.reshape(-1), dtype, name=f"{self.weight.name}.bias")
 
 
 def layers_of(work: ir.Model, weights: Iterable[Weight]) -> tuple[list[LinearLayer], list[Skipped]]:
@@ -224,13 +224,13 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
     found = _contractions(uses)
     use, value = uses[0], uses[0].node.outputs[0]
     if len(uses) > 1:
-        return LinearLayer(weight, use.node, found, value.name or "", value.name or "")
+        return LinearLayer(weight, use.node, found, target=value.name or "", branch=value.name or "")
     size = weight.layout.canonical_shape[0] * weight.layout.canonical_shape[1]
     offset, norm, carried, total = _own_offset(use, found[0], size), None, None, None
     added: list[ir.Value] = []
     while (user := _only_reader(value)) is not None:
         others = [v for v in user.inputs if v is not value]
-        if norm is None and not added and _normalises(user, value, use, found[0]):
+        if norm is None and not added and _normalises(user, value, use, found=found[0]):
             norm = user
             offset = Offset(user, 3, -1.0) if offset is None or offset.new else offset
         elif user.op_type != "Add" or user.domain or len(others) != 1 or others[0] is None:
@@ -247,7 +247,15 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
         value = user.outputs[0]
     target, branch = (total or value).name or "", value.name or ""
     return LinearLayer(
-        weight, use.node, found, target, branch, carried=carried, offset=offset, norm=norm, added=tuple(added)
+        weight,
+        use.node,
+        found,
+        target=target,
+        branch=branch,
+        carried=carried,
+        offset=offset,
+        norm=norm,
+        added=tuple(added),
     )
 
 
@@ -352,11 +360,11 @@ class Offset:
         was none gets that type and name."""
         source = self.source
         if source is None:
-            self._put(graph, self.sign * added, dtype, name)
+            self._put(graph, self.sign * added, dtype, name=name)
         elif source.is_own and source.name in graph.initializers and (source.size == len(added) or not source.steps):
             refill(source.way[0], source.stored(self._read_as(source, added)))
         else:
-            self._put(graph, self._read_as(source, added), source.dtype, source.name)
+            self._put(graph, self._read_as(source, added), source.dtype, name=source.name)
 
     def _put(self, graph: ir.Graph, array: Array, dtype: ir.DataType, name: str) -> None:
         """Let the node read a new initializer."""

@@ -106,16 +106,18 @@ def choose_objective(
         raise PruneError(f"{data.source} has no labels", "give labels, or --teacher ORIGINAL.onnx to learn from")
     if labels is None:
         names = _imitated(outputs, options.output_name)
-        return Objective(_alone(names, teacher or {}, options, heads or {}), names[0], None, False, names)
-    reading = _reading(data, labels, outputs, options.output_name)
+        return Objective(
+            _alone(names, teacher or {}, options, heads=heads or {}), names[0], None, soft=False, imitated=names
+        )
+    reading = _reading(data, labels, outputs, output_name=options.output_name)
     ignoring = reading.kind in ("scores", "binary") and labels.dtype.kind != "U" and bool((labels == IGNORED).any())
     if ignoring and (labels == IGNORED).all():
         raise PruneError(f"every label is {IGNORED}, which says not to count it", "check the labels")
-    hard = _hard_loss(reading, outputs[reading.output], options, ignoring)
-    made = Objective(hard, reading.output, reading, options.soft or reading.one_hot, ignoring=ignoring)
+    hard = _hard_loss(reading, outputs[reading.output], options, ignoring=ignoring)
+    made = Objective(hard, reading.output, reading, soft=options.soft or reading.one_hot, ignoring=ignoring)
     if teacher is None:
         return made
-    main = _imitation(reading, teacher[reading.output], options, ignoring)
+    main = _imitation(reading, teacher[reading.output], options, ignoring=ignoring)
     others = tuple(n for n in _imitated(outputs, options.output_name) if n != reading.output)
     terms = [(1 - options.alpha, hard), (options.alpha, main)]
     terms += [(options.alpha, _squares(others, teacher))] if others else []
@@ -125,7 +127,7 @@ def choose_objective(
 def answers(data: Dataset, outputs: Mapping[str, Array], output_name: str | None) -> bool:
     """Whether the data have labels that an output answers, at least in form; boxes, texts and the like are others."""
     try:
-        return data.labels is not None and _reading(data, data.labels, outputs, output_name) is not None
+        return data.labels is not None and _reading(data, data.labels, outputs, output_name=output_name) is not None
     except UnansweredLabelsError:
         return False
 
@@ -200,7 +202,7 @@ def _over_power(values: Array) -> float:
 
 def _reading(data: Dataset, labels: Array, outputs: Mapping[str, Array], output_name: str | None) -> Reading:
     scores = {} if output_name is not None else {name: outputs[name] for name in float_outputs(outputs)}
-    return choose_reading(labels, scores or outputs, None, output_name, data.classes)
+    return choose_reading(labels, scores or outputs, None, output_name=output_name, classes=data.classes)
 
 
 def _hard_loss(reading: Reading, output: Array, options: ObjectiveOptions, ignoring: bool) -> Loss:
@@ -216,7 +218,7 @@ def _hard_loss(reading: Reading, output: Array, options: ObjectiveOptions, ignor
     _check_class_axis(reading, output)
     soft = options.soft or reading.one_hot
     return CrossEntropy(
-        reading.output, LABELS, options.smoothing, soft, ignore=IGNORED if ignoring else None, masked=ignoring
+        reading.output, LABELS, options.smoothing, soft=soft, ignore=IGNORED if ignoring else None, masked=ignoring
     )
 
 
@@ -234,8 +236,10 @@ def _imitation(reading: Reading, output: Array, options: ObjectiveOptions, ignor
     if reading.kind == "numbers":
         return MeanSquaredError(name, told)
     if reading.kind == "binary":
-        return BinaryCrossEntropy(name, told, bool(((output < 0) | (output > 1)).any()), ignoring)
-    return Distillation(name, told, options.temperature, is_distribution(output, reading.axis), ignoring)
+        return BinaryCrossEntropy(name, told, bool(((output < 0) | (output > 1)).any()), masked=ignoring)
+    return Distillation(
+        name, told, options.temperature, probabilities=is_distribution(output, reading.axis), masked=ignoring
+    )
 
 
 def is_distribution(output: Array, axis: int) -> bool:

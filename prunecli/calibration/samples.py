@@ -18,7 +18,7 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
 from prunecli.autodiff.losses import LossScope
-from prunecli.calibration.layerwise import working_form
+from prunecli.calibration.layerwise import Opener, working_form
 from prunecli.data import Dataset
 from prunecli.data.columns import is_float
 from prunecli.data.options import DataOptions
@@ -40,6 +40,21 @@ RATE = 0.1
 RANGES = ((1.0, 0.0), (0.25, 0.45), (64.0, 115.0))
 """Scale and offset of inputs that are normalised, from 0 to 1, and from 0 to 255."""
 WARNING = "the data is synthetic, not real: check the result on real data before you rely on it"
+
+
+@dataclass(frozen=True)
+class CalibrationBatches:
+    """Batches of feeds: layers are fitted on the first `fitted` of them, the others are held out. `spare`: batches that
+    are fitted on as well where the held-out ones show a gain."""
+
+    feeds: Sequence[Mapping[str, Array]]
+    fitted: int
+    start: Opener = Session.open
+    spare: Sequence[Mapping[str, Array]] = ()
+
+    @property
+    def held(self) -> bool:
+        return self.fitted < len(self.feeds)
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,7 @@ def stored_moments(work: ir.Model) -> list[Moments]:
             and (variance >= 0).all()
             and variance.any()
         ):
-            found.append(Moments(data.name, mean, variance, node.attributes.get_float("epsilon", 1e-5)))
+            found.append(Moments(data.name, mean, variance, epsilon=node.attributes.get_float("epsilon", 1e-5)))
     return found
 
 
@@ -141,11 +156,11 @@ def synthetic_data(
     rows, runs, by_sample = rows_and_runs(specs, count, BATCH)
     sizes = {s.name: (rows, *shapes[s.name][1:]) if by_sample else tuple(shapes[s.name]) for s in specs}
     check_size(specs, sizes, runs)
-    feeds = [synthetic_feed(specs, sizes, seed + run, session.limits) for run in range(runs)]
+    feeds = [synthetic_feed(specs, sizes, seed + run, limits=session.limits) for run in range(runs)]
     names = [spec.name for spec in specs if spec.is_float]
-    descent = _descent(file, names, feeds[0], rows if by_sample else 0, execution.thread_count)
+    descent = _descent(file, names, feeds[0], rows=rows if by_sample else 0, threads=execution.thread_count)
     if isinstance(descent, str):
-        return as_dataset(specs, feeds, by_sample, [WARNING, descent])
+        return as_dataset(specs, feeds, by_sample, notes=[WARNING, descent])
     descent = replace(descent, steps=steps)
     done = [descent(feed) for feed in progress(feeds, "making synthetic data", runs)]
     before, after = (float(np.sqrt(np.mean([one[place] for one in done]))) for place in (1, 2))
@@ -153,7 +168,7 @@ def synthetic_data(
         f"inputs were fitted to the statistics of {descent.layers} BatchNormalizations: means and deviations are off by"
         f" {after:.2f} stored deviations, those of what they started from by {before:.2f}"
     )
-    return as_dataset(specs, [one[0] for one in done], by_sample, [WARNING, note])
+    return as_dataset(specs, [one[0] for one in done], by_sample, notes=[WARNING, note])
 
 
 Fitted = tuple[Feed, float, float]
@@ -224,7 +239,9 @@ def _descent(file: Model, names: Sequence[str], feed: Feed, rows: int, threads: 
     if not moved:
         return "no BatchNormalization depends on an input that can be fitted: they follow no statistics"
     session = Session.open(graph.model, threads=threads, mode="training")
-    tries = [_Descent(graph, session, moved, len(layers), scale=scale, offset=offset) for scale, offset in RANGES]
+    tries = [
+        _Descent(graph, session, moved, layers=len(layers), scale=scale, offset=offset) for scale, offset in RANGES
+    ]
     return min(tries, key=lambda one: one.loss(one.start(feed)))
 
 

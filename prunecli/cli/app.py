@@ -65,7 +65,7 @@ class Command(TyperCommand):
 
             defaults = self.used.settings if self.used else {}
             self.to_print = command_line_text(
-                name, words, raw, defaults, params=ctx.params, command_named=command_named
+                name, words, raw, defaults=defaults, params=ctx.params, command_named=command_named
             )
         return rest
 
@@ -284,14 +284,14 @@ def carry_out(name: str, ctx: typer.Context, arguments: list[Any], options: Any)
     if name == "run":
         from prunecli.cli.recipes.run import run_recipe
 
-        run_recipe(ctx, arguments[0], options, command_named)
+        run_recipe(ctx, arguments[0], options, command_named=command_named)
         return
     progress = progress_for(not options.progress)
     if hasattr(options, "spreads"):
         object.__setattr__(options, "spreads", draws(options.report))
     with loading(progress, arguments) as shown:
         result = getattr(prunecli, name)(*arguments, options=options, progress=shown)
-    emit(result, getattr(options, "shown", None) or options.format, options.report, getattr(options, "seed", None))
+    emit(result, getattr(options, "shown", None) or options.format, options.report, seed=getattr(options, "seed", None))
     raise_if_failed = getattr(result, "raise_if_failed", None)
     if raise_if_failed is not None:
         raise_if_failed()

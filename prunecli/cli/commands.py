@@ -49,65 +49,66 @@ COMMANDS = {
     "inspect": Entry(
         "what is in a model, what can be pruned, what cannot and why", "inspection:InspectOptions",
         "histogram nm dim input-shape format report",
-        ("prune inspect model.onnx", "prune -v inspect model.onnx --input-shape image:1,3,320,320"),
+        examples=("prune inspect model.onnx", "prune -v inspect model.onnx --input-shape image:1,3,320,320"),
     ),
     "magnitude": Entry(
         "zero the smallest weights, by threshold or to an exact sparsity", "zeros:MagnitudeOptions",
         f"sparsity threshold {_ZEROS}",
-        ("prune magnitude model.onnx --sparsity 50%",
+        examples=("prune magnitude model.onnx --sparsity 50%",
          "prune magnitude model.onnx --sparsity 0.5 --pattern 2:4 -o sparse.onnx"),
     ),
     "gradient": Entry(
         "zero the weights that the outputs would miss least, by gradients on data", "zeros:GradientOptions",
         f"data sparsity criterion {_ZEROS}",
-        ("prune gradient model.onnx --data samples.npz --sparsity 70%",
+        examples=("prune gradient model.onnx --data samples.npz --sparsity 70%",
          "prune gradient model.onnx --data samples.npz --sparsity 70% --criterion taylor --scope layer"),
     ),
     "oneshot": Entry(
         "zero weights and fit the others on a few unlabelled samples, without training", "zeros:OneshotOptions",
         f"data sparsity method {_ZEROS}",
-        ("prune oneshot model.onnx --data samples.npz --sparsity 70%",
+        examples=("prune oneshot model.onnx --data samples.npz --sparsity 70%",
          "prune oneshot model.onnx --data synthetic --sparsity 50% --pack -o small.onnx"),
     ),
     "structured": Entry(
         "remove channels, neurons and attention heads, and rewrite the graph", "structures:StructuredOptions",
         f"macs params ratio latency data recover granularity include exclude finetune-epochs {_OUTPUT}",
-        ("prune structured model.onnx --macs 50% --data samples.npz",
+        examples=("prune structured model.onnx --macs 50% --data samples.npz",
          "prune structured model.onnx --latency 70% --data samples.npz --finetune-epochs 10 -o fast.onnx"),
     ),
     "shrink": Entry(
         "what a model carries for nothing: dead units, equal ones, tokens, outputs", "shrinking:ShrinkOptions",
         f"outputs last-token vocabulary tokenizer data tolerance {_OUTPUT}",
-        ("prune shrink pruned.onnx", "prune shrink encoder.onnx --vocabulary words.txt --tokenizer tokenizer.json"),
+        examples=("prune shrink pruned.onnx",
+                  "prune shrink encoder.onnx --vocabulary words.txt --tokenizer tokenizer.json"),
     ),
     "quantize": Entry(
         "weights and activations as small integers, fitted on a few unlabelled samples", "quantization:QuantizeOptions",
         f"data weights activations keep-float test include exclude {_OUTPUT}",
-        ("prune quantize model.onnx --data samples.npz",
+        examples=("prune quantize model.onnx --data samples.npz",
          "prune quantize encoder.onnx --data samples.npz --weights int4-block32 -o small.onnx"),
     ),
     "adaptive": Entry(
         "the smallest model that loses no more than is allowed, confirmed on held-out data", "search:AdaptiveOptions",
         f"data labels max-drop metric minimize granularity recover finetune-epochs state {_OUTPUT}",
-        ("prune adaptive model.onnx --data test.npz --max-drop 1%",
+        examples=("prune adaptive model.onnx --data test.npz --max-drop 1%",
          "prune adaptive model.onnx --data test.npz --max-drop 1% --granularity channel --recover auto"),
     ),
     "finetune": Entry(
         "train a pruned model, keeping its zeros and structure", "options.training:FinetuneOptions",
         "data labels teacher epochs batch-size lr val-data output force format report",
-        ("prune finetune pruned.onnx --data train.npz --teacher model.onnx",
+        examples=("prune finetune pruned.onnx --data train.npz --teacher model.onnx",
          "prune finetune pruned.onnx --data train.npz --epochs 10 --lr 1e-4 -o tuned.onnx"),
     ),
     "sensitivity": Entry(
         "what each layer costs when it alone is cut", "search:SensitivityOptions",
         "data labels metric levels fast granularity criterion include exclude state format report",
-        ("prune sensitivity model.onnx --data test.npz",
+        examples=("prune sensitivity model.onnx --data test.npz",
          "prune sensitivity model.onnx --data test.npz --fast --granularity channel"),
     ),
     "evaluate": Entry(
         "quality, size and latency, alone or against the original", "evaluation:EvaluateOptions",
         "baseline data labels label-column metric fail-if per-class robustness threads limit format report",
-        ("prune evaluate pruned.onnx --baseline model.onnx --data test.npz",
+        examples=("prune evaluate pruned.onnx --baseline model.onnx --data test.npz",
          "prune evaluate pruned.onnx --baseline model.onnx --data test.npz --fail-if 'accuracy.drop>1%'"),
     ),
     "compare": Entry(
@@ -126,11 +127,11 @@ COMMANDS = {
     "pack": Entry(
         "store sparse weights small, in a file that any onnxruntime opens", "packing:PackOptions",
         f"values max-error include exclude {_OUTPUT}",
-        ("prune pack sparse.onnx", "prune pack sparse.onnx --values float16 -o small.onnx"),
+        examples=("prune pack sparse.onnx", "prune pack sparse.onnx --values float16 -o small.onnx"),
     ),
     "unpack": Entry(
         "store the weights of a packed file densely again", "packing:UnpackOptions", _OUTPUT,
-        ("prune unpack small.onnx", "prune unpack small.onnx -o dense.onnx --force"),
+        examples=("prune unpack small.onnx", "prune unpack small.onnx -o dense.onnx --force"),
     ),
 }  # fmt: skip
 

@@ -36,5 +36,5 @@ def run(
         PruneError: the recipe has a mistake, named with its line; nothing was run.
     """
     made = tuple(Change.of(name, value) for name, value in (changes or {}).items())
-    with planned_recipe(Path(recipe), made, isolated, command_named) as found:
+    with planned_recipe(Path(recipe), made, isolated, command_named=command_named) as found:
         return planned_result(found) if dry_run else carry_out(found)

@@ -51,7 +51,7 @@ def settings_in(toml: Toml, path: tuple[str | int, ...], table: Mapping[str, Any
     Raises:
         PruneError: a value that no option could have: a table, a date, a list of lists.
     """
-    return {key: _setting(toml, (*path, key), value, folder) for key, value in table.items()}
+    return {key: _setting(toml, (*path, key), value, folder=folder) for key, value in table.items()}
 
 
 def _setting(toml: Toml, path: tuple[str | int, ...], value: Any, folder: Path) -> Setting:
@@ -209,8 +209,8 @@ def _read(folder: Path) -> Defaults:
         return Defaults()
     tables = {key: value for key, value in table.items() if isinstance(value, dict)}
     rest = {key: value for key, value in table.items() if key not in tables}
-    general = settings_in(toml, ("tool", "prune"), rest, folder)
-    own = {name: _own(toml, name, values, folder) for name, values in tables.items()}
+    general = settings_in(toml, ("tool", "prune"), rest, folder=folder)
+    own = {name: _own(toml, name, values, folder=folder) for name, values in tables.items()}
     for setting in general.values():
         _check_general(toml, setting)
     return Defaults(general, own)
@@ -222,9 +222,9 @@ def _own(toml: Toml, name: str, table: dict[str, Any], folder: Path) -> Settings
     if name not in COMMANDS:
         place = toml.place("tool", "prune", name)
         raise PruneError(f"{place}: no such command: {name}", did_you_mean(name, COMMANDS, _ISOLATED))
-    settings = settings_in(toml, ("tool", "prune", name), table, folder)
+    settings = settings_in(toml, ("tool", "prune", name), table, folder=folder)
     for key, setting in settings.items():
-        slot = check_key(setting, schema_of(name), name, toml.place("tool", "prune", name, key))
+        slot = check_key(setting, schema_of(name), name, key_place=toml.place("tool", "prune", name, key))
         _check_harmless(setting, slot.argument, slot.role)
     return settings
 
@@ -265,7 +265,7 @@ class AppliedDefaults:
         if (defaults := find_defaults(Path())) == Defaults():  # the usual case, which should cost nothing
             return cls({})
         schema = schema_of(command)
-        found = of_use(command, defaults.of(command), defaults.own.get(command, {}), raw)
+        found = of_use(command, defaults.of(command), defaults.own.get(command, {}), raw=raw)
         files = {slot.name for key, slot in schema.items() if key == "force" or slot.role == "path"}
         settings = {schema[key].name: setting for key, setting in found.items() if schema[key].name not in raw}
         return cls(settings, frozenset(files & settings.keys()))

@@ -55,7 +55,7 @@ def read_header(name: str, stream: IO[bytes], size: int) -> Header:
         raise PruneError(f"{name} is not a readable .npy array", "write it with numpy.save or numpy.savez") from error
     if dtype.hasobject:
         raise PruneError(f"{name} holds Python objects", "save plain numbers or text; pickles are never read")
-    header = Header(tuple(int(n) for n in shape), dtype, bool(fortran), stream.tell())
+    header = Header(tuple(int(n) for n in shape), dtype, bool(fortran), length=stream.tell())
     if min(header.shape, default=0) < 0 or header.length + header.data_bytes != size:
         raise PruneError(
             f"{name} says it holds {dtype} {header.shape}, but has {size - header.length} bytes",
@@ -75,9 +75,9 @@ def open_npy(path: Path, name: str, limit: int | None = None) -> InputColumn:
             return _map(path, header, 0)
         with path.open("rb") as stream:
             stream.seek(header.length)
-            return _read_rows(name, stream, header, header.shape[0] if header.shape else None)
+            return _read_rows(name, stream, header, rows=header.shape[0] if header.shape else None)
 
-    return _limited(InputColumn(name, header.shape, header.dtype, read), limit)
+    return _limited(InputColumn(name, header.shape, header.dtype, read=read), limit)
 
 
 def open_npz(path: Path, limit: int | None = None) -> dict[str, InputColumn]:
@@ -89,7 +89,7 @@ def open_npz(path: Path, limit: int | None = None) -> dict[str, InputColumn]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [i for i in archive.infolist() if i.filename.endswith(".npy")]
-            return {i.filename[:-4]: _member(path, archive, i, limit) for i in members}
+            return {i.filename[:-4]: _member(path, archive, i, limit=limit) for i in members}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise PruneError(f"{path} is not a readable .npz archive: {error}", "write it with numpy.savez") from error
 
@@ -113,14 +113,14 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: 
             return _map(path, header, _data_offset(path, info))
         return _read_member(path, info, name, header=header, rows=rows)
 
-    return _limited(InputColumn(name, header.shape, header.dtype, read), limit)
+    return _limited(InputColumn(name, header.shape, header.dtype, read=read), limit)
 
 
 def _read_member(path: Path, info: zipfile.ZipInfo, name: str, header: Header, rows: int | None) -> Array:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
             stream.read(header.length)
-            return _read_rows(name, stream, header, rows)
+            return _read_rows(name, stream, header, rows=rows)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise PruneError(f"{name} is damaged: {error}", "write it again with numpy.savez") from error
 
@@ -164,18 +164,18 @@ def _limited(column: InputColumn, limit: int | None) -> InputColumn:
     if limit is None or not column.shape or column.shape[0] <= limit:
         return column
     shape = (limit, *column.shape[1:])
-    return InputColumn(column.name, shape, column.dtype, lambda: column.array()[:limit])
+    return InputColumn(column.name, shape, column.dtype, read=lambda: column.array()[:limit])
 
 
-@source("npy", "x.npy with --labels y.npy", has_suffix(".npy"), ("--labels",))
+@source("npy", "x.npy with --labels y.npy", has_suffix(".npy"), options=("--labels",))
 def read_npy(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
     limit = asked.limit if tokens_of(specs) is None else None  # a row of tokens is no sample
     column = open_npy(asked.path, asked.path.name, limit)
     labels = None if asked.labels is None else read_labels(asked.labels, limit)
     column, following = windows(column, specs, asked.windows)
     labels = following if labels is None else labels
-    columns = match(specs, {asked.path.stem: column}, asked.path.name, axes)
-    found = build(specs, columns, labels, asked.text, axes)
+    columns = match(specs, {asked.path.stem: column}, asked.path.name, axes=axes)
+    found = build(specs, columns, labels, source=asked.text, axes=axes)
     return found if asked.limit is None else found.take(asked.limit)
 
 
@@ -192,11 +192,11 @@ def read_labels(path: Path, limit: int | None) -> InputColumn:
     return open_npy(path, path.name, limit)
 
 
-@source("npz", "data.npz with arrays named as the inputs and labels", has_suffix(".npz"), ("--labels",))
+@source("npz", "data.npz with arrays named as the inputs and labels", has_suffix(".npz"), options=("--labels",))
 def read_npz(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
     columns = open_npz(asked.path, asked.limit)
     feeds, labels = split_labels(columns, specs)
     if asked.labels is not None:
         labels = read_labels(asked.labels, asked.limit)
-    matched = match(specs, feeds, asked.path.name, axes)
-    return build(specs, matched, labels, asked.text, axes)
+    matched = match(specs, feeds, asked.path.name, axes=axes)
+    return build(specs, matched, labels, source=asked.text, axes=axes)

@@ -33,14 +33,16 @@ class InputColumn:
 
     @classmethod
     def of(cls, name: str, array: Array) -> InputColumn:
-        return cls(name, array.shape, array.dtype, lambda: array)
+        return cls(name, array.shape, array.dtype, read=lambda: array)
 
     def samples_first(self, axis: int) -> InputColumn:
         """The same values with the samples, which lie on an axis, on the first one."""
         if not axis:
             return self
         shape = (self.shape[axis], *self.shape[:axis], *self.shape[axis + 1 :])
-        return InputColumn(self.name, shape, self.dtype, lambda: np.moveaxis(self.array(), axis, 0), made=self.made)
+        return InputColumn(
+            self.name, shape, self.dtype, read=lambda: np.moveaxis(self.array(), axis, 0), made=self.made
+        )
 
     @functools.cached_property
     def _array(self) -> Array:
@@ -173,7 +175,7 @@ def cast(name: str, array: Array, spec: InputSpec) -> Array:
             result = array.astype(target)
         _require(bool(np.isfinite(result).all()), name, array, spec=spec, what="values too large")
         return result
-    return _to_whole(name, array, spec, target)
+    return _to_whole(name, array, spec, target=target)
 
 
 def _to_whole(name: str, array: Array, spec: InputSpec, target: Any) -> Array:

@@ -168,7 +168,13 @@ class Dataset:
         labels = None if chunk.labels is None else chunk.labels.rows(rows)
         reference = None if chunk.reference is None else dict(chunk.reference)
         return Batch(
-            dict(feed), len(rows), labels, reference, padded=feed.padded, unbatched=self.unbatched, axes=self.axes
+            dict(feed),
+            len(rows),
+            labels,
+            reference=reference,
+            padded=feed.padded,
+            unbatched=self.unbatched,
+            axes=self.axes,
         )
 
     def select(self, positions: Array) -> Dataset:
@@ -275,14 +281,14 @@ def build(
         column = columns[spec.name]
         check_dtype(column.name, column.dtype, spec)
         shifted = replace(spec, shape=(None, *spec.shape)) if unbatched else spec
-        check_sample_shape(column.name, column.shape[1:], shifted, axes.get(spec.name, 0))
+        check_sample_shape(column.name, column.shape[1:], shifted, axis=axes.get(spec.name, 0))
     count = _common_count([columns[s.name] for s in batched], source)
     _check_named_dims(batched, columns, 0 if unbatched else 1)
     check_labels(labels, count)
     kept = {s.name: columns[s.name] for s in batched}
     chunk = Chunk(kept, np.arange(count), labels, constants=constants)
     notes = tuple(dict.fromkeys(column.made for column in columns.values() if column.made))
-    return Dataset(specs, [chunk], source, unbatched, notes=notes, axes=axes)
+    return Dataset(specs, [chunk], source, unbatched=unbatched, notes=notes, axes=axes)
 
 
 def _moved(column: InputColumn, spec: InputSpec, axis: int) -> InputColumn:

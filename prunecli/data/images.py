@@ -129,7 +129,7 @@ def image_column(name: str, files: Sequence[Path], how: Preparation) -> InputCol
     """
     first = decode(files[0], f"{name}: {_name(files[0])}", how)
     height, width = how.size or first.shape[:2]
-    pixels = Pixels(name, files, how, (height, width))
+    pixels = Pixels(name, files, how, size=(height, width))
     pixels.check(first, 0)
     shape, dtype = (len(files), *how.shape((height, width))), np.dtype(np.uint8 if how.raw else np.float32)
 
@@ -328,7 +328,7 @@ def _is_images(asked: DataOptions) -> bool:
     return any(file.suffix.lower() in SUFFIXES for file in islice(files, _SEEN_AT_FIRST))
 
 
-@source("images", "a folder of images, one sub-folder per class", _is_images, ("--labels",))
+@source("images", "a folder of images, one sub-folder per class", _is_images, options=("--labels",))
 def read_folder(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
     """Read a folder of images. Only the first image is decoded now, the others when their rows are used."""
     need_pillow()
@@ -340,7 +340,7 @@ def read_folder(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> D
     if not found.files:
         raise PruneError(f"{asked.text} holds no images", f"they end in {', '.join(sorted(SUFFIXES))}")
     column = image_column(asked.text, found.files, how)
-    data = build(specs, {spec.name: column}, found.labels, asked.text, axes)
+    data = build(specs, {spec.name: column}, found.labels, source=asked.text, axes=axes)
     return replace(data, classes=found.classes, notes=(f"images: {how.describe()}", *found.notes))
 
 
@@ -373,7 +373,7 @@ def _by_class(asked: DataOptions, folders: list[Path]) -> FoundImages:
         notes = ("the folders are class numbers; --classes sorted takes them in the order of text, as torchvision does",
                  *notes)  # fmt: skip
     labels = InputColumn.of(f"{asked.text} labels", np.array([number for _, number in turns], np.int64))
-    return FoundImages([file for file, _ in turns], labels, classes, notes)
+    return FoundImages([file for file, _ in turns], labels, classes, notes=notes)
 
 
 def _entries(folder: Path) -> list[Path]:

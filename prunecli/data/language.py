@@ -104,7 +104,7 @@ def windows(
     def samples() -> Array:
         return np.ascontiguousarray(sliding_window_view(read(), size)[::step][:count])
 
-    found = InputColumn(column.name, (count, size), column.dtype, samples, made=made)
+    found = InputColumn(column.name, (count, size), column.dtype, read=samples, made=made)
     return found, _column("labels", _next(samples(), step), "") if overlap else None
 
 
@@ -118,7 +118,7 @@ def _next(samples: Array, step: int) -> Array:
 
 
 def _column(name: str, array: Array, made: str) -> InputColumn:
-    return InputColumn(name, array.shape, array.dtype, lambda: array, made=made)
+    return InputColumn(name, array.shape, array.dtype, read=lambda: array, made=made)
 
 
 def is_past(spec: InputSpec) -> bool:

@@ -30,7 +30,7 @@ def read_loader(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> D
     pieces: list[Dataset] = []
     count = size = 0
     for item in _yielded(asked.text):
-        piece = _piece(asked.text, item, specs, axes)
+        piece = _piece(asked.text, item, specs, axes=axes)
         if asked.limit is not None:
             piece = piece.take(asked.limit - count)
         (chunk,) = piece.chunks
@@ -104,13 +104,13 @@ def _piece(name: str, item: Any, specs: Sequence[InputSpec], axes: Axes) -> Data
     if not isinstance(feed, Mapping):
         raise PruneError(f"{name} yielded {type(feed).__name__}", "yield a dict, or (dict, labels)")
     columns = {str(n): InputColumn.of(f"{name} {n}", _array(f"{name} {n}", v)) for n, v in feed.items()}
-    matched = match(specs, columns, name, axes)
+    matched = match(specs, columns, name, axes=axes)
     label_array = None if labels is None else _array(f"{name} labels", labels)
     if _is_sample(specs, matched):
         matched = {n: InputColumn.of(c.name, np.expand_dims(c.array(), axes.get(n, 0))) for n, c in matched.items()}
         label_array = None if label_array is None else label_array[None]
     label_column = None if label_array is None else InputColumn.of(f"{name} labels", label_array)
-    return build(specs, matched, label_column, name, axes)
+    return build(specs, matched, label_column, source=name, axes=axes)
 
 
 def _is_sample(specs: Sequence[InputSpec], columns: Mapping[str, InputColumn]) -> bool:

@@ -113,7 +113,7 @@ def source(
     """Register a reader under `name`. Sources are asked in the order of their names."""
 
     def add(read: Reader) -> Reader:
-        SOURCES[name] = DataSource(description, takes, read, frozenset(options))
+        SOURCES[name] = DataSource(description, takes, read, options=frozenset(options))
         return read
 
     return add

@@ -56,9 +56,9 @@ PRESETS = {
     # torchvision's classification models, timm's default
     "imagenet": Preset(0.875, "bilinear", 1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     # [-1, 1]: Inception, MobileNet and EfficientNet-Lite of TensorFlow
-    "inception": Preset(0.875, "bilinear", 2 / 255, (1.0,)),
+    "inception": Preset(0.875, "bilinear", 2 / 255, mean=(1.0,)),
     # blue, green, red, the mean subtracted: VGG and ResNet of Caffe and Keras
-    "caffe": Preset(0.875, "bilinear", 1.0, (103.939, 116.779, 123.68), order="bgr"),
+    "caffe": Preset(0.875, "bilinear", 1.0, mean=(103.939, 116.779, 123.68), order="bgr"),
     # Radford et al. 2021
     "clip": Preset(
         1.0, "bicubic", 1 / 255, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
@@ -175,7 +175,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _NAMES = ("c", "channel", "channels", "num_channels")
-_PLAIN = Preset(1.0, "bilinear", 1 / 255, (0.0,))
+_PLAIN = Preset(1.0, "bilinear", 1 / 255, mean=(0.0,))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _leaves(rng: np.random.Generator, channels: int, space: tuple[int, ...]) -> 
     ground, contrast = colour(0.6), rng.uniform(0.3, 1.2)
     falloff = _frequencies(sides.tolist()) ** -rng.uniform(0.5, 1.8)
     falloff.flat[0] = 0.0
-    common, own = (_filtered(rng, count, tuple(sides.tolist()), falloff) for count in (1, channels))
+    common, own = (_filtered(rng, count, tuple(sides.tolist()), falloff=falloff) for count in (1, channels))
     texture = (contrast * (np.sqrt(1 - _TINT) * common + np.sqrt(_TINT) * own)).astype(np.float32)
     picture = ground.reshape(-1, *[1] * len(space)) + 0.5 * texture
     for _ in range(

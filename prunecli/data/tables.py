@@ -57,7 +57,7 @@ class CsvTable:
         return values
 
 
-@source("csv", "table.csv with --label-column NAME", has_suffix(".csv"), ("--label-column",))
+@source("csv", "table.csv with --label-column NAME", has_suffix(".csv"), options=("--label-column",))
 def read_csv(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
     """A model with one input takes all columns but the label, in the order of the header; a model with one
     input per column (as scikit-learn pipelines are converted) takes them by name."""
@@ -72,7 +72,7 @@ def read_csv(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Data
         columns = {numeric[0].name: _matrix(table, features, numeric[0])}
     else:
         columns = _by_column(table, features, specs)
-    return build(specs, columns, labels, asked.text, axes)
+    return build(specs, columns, labels, source=asked.text, axes=axes)
 
 
 def read_table(path: Path, limit: int | None = None) -> CsvTable:

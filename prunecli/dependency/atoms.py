@@ -168,12 +168,12 @@ def solve(table: AtomTable) -> Components:
     frozen = np.full(count, -1, np.int64)
     approximate = np.full(count, -1, np.int64)
     for freeze in table.freezes:
-        _note(frozen, component[atoms(freeze.axis, freeze.positions)], freeze.reason, reasons)
+        _note(frozen, component[atoms(freeze.axis, freeze.positions)], freeze.reason, reasons=reasons)
     for axis, entry in enumerate(table.axes):
         if entry.size == 1:
-            _note(frozen, component[atoms(axis)], "the only position of its axis", reasons)
+            _note(frozen, component[atoms(axis)], "the only position of its axis", reasons=reasons)
     for axis, reason in table.approximations:
-        _note(approximate, component[atoms(axis)], reason, reasons)
+        _note(approximate, component[atoms(axis)], reason, reasons=reasons)
     products = [
         Product(
             component[atoms(whole)].reshape([table.size(f) for f in factors]),
@@ -182,7 +182,14 @@ def solve(table: AtomTable) -> Components:
         for whole, factors in table.products
     ]
     return Components(
-        table, offset, component, count, frozen=frozen, approximate=approximate, reasons=reasons, products=products
+        table,
+        offset,
+        component,
+        count=count,
+        frozen=frozen,
+        approximate=approximate,
+        reasons=reasons,
+        products=products,
     )
 
 

@@ -84,7 +84,7 @@ def find_blocks(model: ir.Model, geometry: Geometry) -> list[ResidualBlock]:
     blocks: list[ResidualBlock] = []
     for node in model.graph:
         for branch, stream in _operands(node):
-            block = _block(node, branch, stream, geometry)
+            block = _block(node, branch, stream, geometry=geometry)
             if block is not None:
                 blocks.append(block)
                 break
@@ -114,7 +114,7 @@ def _block(node: ir.Node, branch: int, stream: int, geometry: Geometry) -> Resid
     value, x = node.inputs[branch], node.inputs[stream]
     if value is None or x is None or value.is_graph_output() or len(list(value.uses())) != 1:
         return None
-    if not _alike(geometry.facts, value, x, node) or not _alike(geometry.other, value, x, node):
+    if not _alike(geometry.facts, value, x, node=node) or not _alike(geometry.other, value, x, node=node):
         return None
     axis = _static_axis(value, geometry)
     dead = _closure([(node, branch)])
@@ -255,13 +255,13 @@ def _normalise_only(join: ir.Node, branch: int) -> None:
     bias = join.inputs[place] if len(join.inputs) > place else None
     total = join.outputs[_SUM] if len(join.outputs) > _SUM else None
     if total is not None and (total.uses() or total.is_graph_output()):
-        left = _insert(join, "sum", [v for v in (stream, bias) if v is not None], total)
+        left = _insert(join, "sum", [v for v in (stream, bias) if v is not None], like=total)
         total.replace_all_uses_with(left, replace_graph_outputs=True)
         total.name, left.name = None, total.name
     if total is not None:
         join.resize_outputs(_SUM)
     if bias is not None:
-        join.replace_input_with(place, _insert(join, "bias", [bias, bias], bias))
+        join.replace_input_with(place, _insert(join, "bias", [bias, bias], like=bias))
     join.replace_input_with(branch, stream)
     epsilon = join.attributes.get_float("epsilon", _EPSILON)
     join.attributes["epsilon"] = ir.AttrFloat32("epsilon", 4 * epsilon)

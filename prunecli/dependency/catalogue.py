@@ -305,7 +305,7 @@ class _Builder:
             starts.append(starts[-1][-1] + np.cumsum(lengths))
             atoms.append(flat)
         return Catalogue(
-            self.analysis, groups, np.concatenate(starts), np.concatenate(atoms),
+            self.analysis, groups, np.concatenate(starts), atoms=np.concatenate(atoms),
             frozen=self._frozen(batches, usable), axis_of_atom=self.axis_of_atom,
         )  # fmt: skip
 

@@ -79,7 +79,7 @@ def costs(units: Catalogue) -> Costs:
         for listed in (analysis.work, analysis.written)
     ]
     macs, written = (_terms(own, len(sizes)) for own in rows)
-    return Costs(sizes, _terms(_tensors(units), len(sizes)), macs, written)
+    return Costs(sizes, _terms(_tensors(units), len(sizes)), macs, written=written)
 
 
 def axes_of_blocks(units: Catalogue, part: ir.Node | ir.Value) -> list[int]:

@@ -51,7 +51,7 @@ def remove(
     geometry, other = view_geometry(model, inputs, other_inputs)
     shapes = [dict(inputs)] + ([other] if other else [])
     before = [geometry.facts] + ([geometry.other] if geometry.other is not None else [])
-    cut = NodeCut(model, removed, [View(b, Facts()) for b in before], shape_derived(model, before[0]))
+    cut = NodeCut(model, removed, [View(b, Facts()) for b in before], shape_derived=shape_derived(model, before[0]))
     _slice_constants(cut)
     for view, at in zip(cut.views, shapes, strict=True):
         for value in model.graph.inputs:
@@ -175,7 +175,7 @@ def _slice_constants(cut: NodeCut) -> None:
             shape = list(tensor.shape.numpy())
             for axis, gone in axes.items():
                 shape[axis] = len(np.delete(np.arange(shape[axis]), gone))
-            value.const_value = pending(tensor, partial(_without, axes), tuple(shape), value.name or "")
+            value.const_value = pending(tensor, partial(_without, axes), tuple(shape), name=value.name or "")
             value.shape = ir.Shape(shape)
             if tensor.nbytes < LAZY:
                 value.const_value = in_memory(value.const_value)

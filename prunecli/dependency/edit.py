@@ -97,7 +97,7 @@ class NodeCut:
 
     def set_input(self, node: ir.Node, index: int, array: Array) -> None:
         """Give the node a constant of its own at an input; other users of the old one keep it."""
-        constant = add_constant(self.model.graph, _own_name(node), array, self._taken)
+        constant = add_constant(self.model.graph, _own_name(node), array, taken=self._taken)
         for view in self.views:
             know_constant(view.after, constant)
         if index >= len(node.inputs):
@@ -145,7 +145,7 @@ class NodeCut:
         if (constant := as_constant(columns, wildcard)) is not None:
             self.set_input(node, index, np.array(constant, dtype))
         elif (entries := as_dimensions(columns, self._input_dimensions(), wildcard)) is not None:
-            node.replace_input_with(index, self._assemble(node, index, entries, dtype))
+            node.replace_input_with(index, self._assemble(node, index, entries, dtype=dtype))
         elif (steps := as_affine(columns, wildcard)) is not None:
             for op, operand, idle in zip(("Mul", "Div", "Add"), zip(*steps, strict=True), (1, 1, 0), strict=True):
                 if set(operand) != {idle}:

@@ -135,7 +135,9 @@ def plan_names(model: ir.Model, removed: Removed, geometry: Geometry | None = No
     for name, axes in removed.items():
         if name in hidden or (names is not None and name not in names):
             continue
-        shared = {a: _in_all(removed, copies[name], a, gone) for a, gone in axes.items()} if name in copies else axes
+        shared = (
+            {a: _in_all(removed, copies[name], a, gone=gone) for a, gone in axes.items()} if name in copies else axes
+        )
         left_out = unlisted.get(name, ())
         if kept := {a: gone for a, gone in shared.items() if len(gone) and a not in left_out}:
             out[name] = kept
@@ -194,7 +196,7 @@ def _read(graph: ir.Graph, node: ir.Node, parts: list[ir.Value]) -> None:
     elif node.op_type == "ConcatFromSequence":
         axis = node.attributes["axis"].as_int()
         if node.attributes.get_int("new_axis", 0):
-            parts = [_unsqueezed(graph, node, part, axis) for part in parts]
+            parts = [_unsqueezed(graph, node, part, axis=axis) for part in parts]
         replace_node(graph, node, ir.node("Concat", parts, {"axis": axis}))
 
 
@@ -324,7 +326,7 @@ def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
         return
     feed = {v.name or "": tensor.numpy() for v, tensor in sources.items()}
     try:
-        array = computed(cone, feed, value.name or "", model)
+        array = computed(cone, feed, value.name or "", model=model)
     except Exception as error:  # the evaluator raises many kinds; each means that the expression stays
         if short_of_memory(error):
             raise

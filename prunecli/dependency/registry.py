@@ -264,7 +264,7 @@ class RuleContext:
             for value, index in (a, b):
                 self.freeze(value, f"{self.node.op_type} along a dynamic dimension", index)
         else:
-            self.table.tie_positions(self.axis(*a), ia, self.axis(*b), ib)
+            self.table.tie_positions(self.axis(*a), ia, self.axis(*b), ib=ib)
 
     def count(self, macs: float, *axes: int) -> None:  # type: ignore[valid-type]
         """This node does `macs` multiply-accumulates, proportional to the kept part of each axis."""

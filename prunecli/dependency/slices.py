@@ -62,7 +62,7 @@ class WeightSlices:
         for name, axis in group.weights:
             root = table.find(table.axis(self._values[name], axis, 0))
             index = atoms[where == root].reshape(group.count, -1) - offset[root]
-            yield Slice(name, axis, self.role(name, axis), index)
+            yield Slice(name, axis, self.role(name, axis), index=index)
 
     def array(self, name: str) -> Array:
         """The weight, float64; a convolution that feeds a BatchNormalization as it is after folding that in:

@@ -184,7 +184,7 @@ class _GraphBuilder:
         edges = csr_array(coo_array((energy, (read, reader)), shape=(size, size)))
         edges.data = np.sqrt(edges.data)
         edges.eliminate_zeros()
-        return UnitGraph(self.catalogue, edges, tuple(self.names), tuple(self.kinds))
+        return UnitGraph(self.catalogue, edges, tuple(self.names), kinds=tuple(self.kinds))
 
     def _edges(self, weight: Weight) -> Iterator[Edges]:
         """(read, reader, sum of w^2 m) of one weight."""
@@ -316,7 +316,7 @@ class _GraphBuilder:
 def _between(energy: Array, rows: Array, cols: Array) -> Edges:
     """The edges of one matrix, whose rows and columns belong to these nodes (-1: to none), each pair once."""
     (reader, row_of), (read, col_of) = (np.unique(ids, return_inverse=True) for ids in (rows, cols))
-    sums = _summed(_summed(energy, row_of, len(reader), 0), col_of, len(read), 1)
+    sums = _summed(_summed(energy, row_of, len(reader), axis=0), col_of, len(read), axis=1)
     sums = sums[np.searchsorted(reader, 0) :, np.searchsorted(read, 0) :]
     reader, read = (ids[ids >= 0].astype(np.int32) for ids in (reader, read))
     _, mine, own = np.intersect1d(reader, read, assume_unique=True, return_indices=True)

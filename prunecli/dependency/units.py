@@ -83,7 +83,7 @@ def find_families(solved: Components) -> list[Family]:
         for factor in range(len(product.factors)):
             if (number, factor) in done:
                 continue
-            run, used = _follow(solved, index, number, factor)
+            run, used = _follow(solved, index, number, factor=factor)
             if not run.hopeless():  # a factor may fare better by itself than coupled to a frozen one
                 done |= {pair for pair in used if _told_apart(run, pair)}
             family = _family(solved, run)
@@ -132,7 +132,7 @@ def _follow(
     The walk ends early where every unit turns out frozen: it is then not closed, and only tells the reason.
     """
     seed = solved.products[number].factors[factor]
-    run = _Run(solved, np.full(solved.count, -1, np.int64), np.arange(len(seed)), np.zeros(len(seed), bool))
+    run = _Run(solved, np.full(solved.count, -1, np.int64), np.arange(len(seed)), dead=np.zeros(len(seed), bool))
     run.assign(seed, np.arange(len(seed)))
     along: set[tuple[int, int]] = {(number, factor)}
     queue = _touching(index, seed)
@@ -163,13 +163,13 @@ def _close(run: _Run, product: Product) -> tuple[Ints, set[int]]:
     covered = np.zeros(product.whole.shape, bool)
     for axis, factor in enumerate(product.factors):
         if (run.label[factor] >= 0).any():
-            changed.append(_slabs(run, product, axis, covered))
+            changed.append(_slabs(run, product, axis, covered=covered))
             used.add(axis)
     rest = (run.label[product.whole] >= 0) & ~covered
     while rest.any():
         axis = _best_factor(run, product, rest)
         _label_factor(run, product, axis, rest=rest, changed=changed)
-        changed.append(_slabs(run, product, axis, covered))
+        changed.append(_slabs(run, product, axis, covered=covered))
         used.add(axis)
         rest = (run.label[product.whole] >= 0) & ~covered
     return (np.concatenate(changed) if changed else np.zeros(0, np.int64)), used

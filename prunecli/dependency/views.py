@@ -79,18 +79,18 @@ def _choose(model: ir.Model, inputs: Mapping[str, Shape], facts: Facts) -> Choic
     names = dict.fromkeys(name for dims in _names(model, inputs).values() for name in dims if name)
     if not names:
         return None
-    whole = _try(model, inputs, facts, dict.fromkeys(names, STRETCHES[0]))
+    whole = _try(model, inputs, facts, factors=dict.fromkeys(names, STRETCHES[0]))
     if whole is not None:
         return whole
-    alone = {name: _one(model, inputs, facts, name) for name in names}
+    alone = {name: _one(model, inputs, facts, name=name) for name in names}
     good = {name: factor for name, (factor, choice) in alone.items() if choice is not None}
-    together = _try(model, inputs, facts, good) if len(good) > 1 else None
+    together = _try(model, inputs, facts, factors=good) if len(good) > 1 else None
     return together or next((choice for _, choice in alone.values() if choice is not None), None)
 
 
 def _one(model: ir.Model, inputs: Mapping[str, Shape], facts: Facts, name: str) -> tuple[Fraction, Choice | None]:
     for factor in STRETCHES:
-        choice = _try(model, inputs, facts, {name: factor})
+        choice = _try(model, inputs, facts, factors={name: factor})
         if choice is not None:
             return factor, choice
     return Fraction(1), None

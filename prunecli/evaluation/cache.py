@@ -44,7 +44,7 @@ class KeyValueCache:
             what = f"no output holds what {lacking[0]} reads" if lacking else "the model takes no past keys and values"
             raise PruneError(f"--chunk: {what}", "leave it out: each sample is run at once then")
         alone = length > 1 and not isinstance(tokens.shape[0], int)
-        return cls(tokens.name, {name: outputs[_named(name)] for name in pasts}, length, alone)
+        return cls(tokens.name, {name: outputs[_named(name)] for name in pasts}, length, alone=alone)
 
     def run(self, session: Session, feed: Mapping[str, Array]) -> dict[str, Any]:
         """All outputs as of one run: those per token of all parts, keys and values behind the last.

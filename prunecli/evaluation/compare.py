@@ -83,9 +83,9 @@ def compare(
         data = options.source.open(models.specs, models.first.outputs)
     else:
         data = models.random_data(options.samples, options.seed, options.dims)
-    fidelity = _run(models.runners, data, options.batch_size, progress)
+    fidelity = _run(models.runners, data, options.batch_size, progress=progress)
     one, two = (models.files[role].ref for role in (BASELINE, MODEL))
-    result = Comparison(one, two, fidelity, [*data.notes, *_notes(models.runners[MODEL], fidelity)])
+    result = Comparison(one, two, fidelity, notes=[*data.notes, *_notes(models.runners[MODEL], fidelity)])
     checked = check_gates(gates, figures(fidelity), "the others of the table are")
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 

@@ -58,8 +58,8 @@ def evaluate(
         data = options.source.open(bench.specs, bench.first.outputs)
     else:
         data = bench.random_data(RANDOM_SAMPLES, options.seed, options.dims)
-    _check_request(options, data, bench, gates)
-    done = run_pass(bench.runners, data, options.batch_size, options.asked, progress)
+    _check_request(options, data, bench, gates=gates)
+    done = run_pass(bench.runners, data, options.batch_size, asked=options.asked, progress=progress)
     train, train_samples = _train_metrics(bench, options, progress)
     stress = None
     if options.robustness:
@@ -68,11 +68,11 @@ def evaluate(
         )
         for gate in (gate for gate in gates if gate.name.startswith("robustness.")):
             check_span(gate, difference(stress.span))
-    times, gain, because = _latency(bench, data, options, progress) if options.measures_time else ({}, None, "")
+    times, gain, because = _latency(bench, data, options, progress=progress)
     result = Evaluation(
         models=[
-            replace(_scored(role, bench, data, options, done), train=train.get(role, {}), latency=times.get(role))
-            for role in bench.runners
+            replace(scored, train=train.get(role, {}), latency=times.get(role))
+            for role, scored in _scored(bench, data, options, done=done).items()
         ],
         source=data.source,
         samples=len(data),
@@ -91,7 +91,7 @@ def evaluate(
     )
     values = figures(result)
     short = ", ".join(sorted(name for name in values if "." not in name))
-    checked = check_gates(gates, values, f"this evaluation has {short}", partial(_undecided, gain))
+    checked = check_gates(gates, values, f"this evaluation has {short}", undecided=partial(_undecided, gain))
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 
 
@@ -102,7 +102,7 @@ def _check_request(options: EvaluateOptions, data: Dataset, bench: OpenedModels,
     if options.robustness and options.data is None:
         raise PruneError("--robustness needs data", "give --data; random inputs have no quality to lose")
     for gate in gates:
-        missing = _missing(gate.name, options, data, bench)
+        missing = _missing(gate.name, options, data, bench=bench)
         if missing:
             raise PruneError(f"--fail-if {gate.expr!r} needs {missing[0]}", missing[1])
 
@@ -131,7 +131,12 @@ def _train_metrics(
     if not data.has_labels:
         raise PruneError(f"{options.train_samples.text} has no labels", "the train-test gap needs them")
     found = run_pass(
-        bench.runners, data, options.batch_size, options.asked, progress=progress, label="evaluating the training data"
+        bench.runners,
+        data,
+        options.batch_size,
+        asked=options.asked,
+        progress=progress,
+        label="evaluating the training data",
     )
     return {role: found.metrics(role, options.average) for role in bench.runners}, len(data)
 
@@ -139,9 +144,12 @@ def _train_metrics(
 def _latency(
     bench: OpenedModels, data: Dataset, options: EvaluateOptions, progress: Progress
 ) -> tuple[dict[str, Latency], Speedup | None, str]:
-    """All models on the same first samples, in turn; how much faster the model is, and why not as the work is less."""
+    """Time all models on the same first samples, in turn. Return the times, the speedup over the baseline, and why it
+    is below the reduction of work; nothing where no time is asked for."""
+    if not options.measures_time:
+        return {}, None, ""
     given = None if options.data is None else data
-    batch = first_batch(bench, given, options.dims, options.seed, options.latency_batch)
+    batch = first_batch(bench, given, options.dims, seed=options.seed, size=options.latency_batch)
     runs = prepare_runs(bench, batch)
     how = TimingOptions(
         options.execution.thread_count, bench.first.provider, batch.count + batch.padded,
@@ -149,8 +157,8 @@ def _latency(
     )  # fmt: skip
     if BASELINE not in runs:
         return measure(runs, how, progress), None, ""
-    timed = measure_pair(runs[MODEL], runs[BASELINE], how, progress)
-    because = explain(bench, batch.feed, timed, options.execution)
+    timed = measure_pair(runs[MODEL], runs[BASELINE], how, progress=progress)
+    because = explain(bench, batch.feed, timed, execution=options.execution)
     return {MODEL: timed.model, BASELINE: timed.baseline}, timed.gain, because
 
 
@@ -161,19 +169,23 @@ def _undecided(gain: Speedup | None, gate: Gate) -> str:
     return gain.undecided(gate.limit) if gate.name == "latency.speedup" else gain.reason
 
 
-def _scored(role: str, bench: OpenedModels, data: Dataset, options: EvaluateOptions, done: EvaluationPass) -> Scored:
-    file, runner, predictions = bench.files[role], bench.runners[role], done.predictions.get(role)
-    dims = data_dims(data, runner.inputs, runner.session.inputs)
-    classes = predictions is not None and not predictions.reading.regression
-    return Scored(
-        role=role,
-        ref=file.ref,
-        totals=totals(file, concrete_shapes(file, dims)),
-        metrics=done.metrics(role, options.average),
-        predictions=predictions,
-        classes=per_class(predictions) if predictions and classes and options.per_class else (),
-        confusion=confusion(predictions) if predictions and classes and options.per_class else None,
-    )
+def _scored(bench: OpenedModels, data: Dataset, options: EvaluateOptions, done: EvaluationPass) -> dict[str, Scored]:
+    """The size and the metrics of each model, by its role."""
+    found = {}
+    for role, runner in bench.runners.items():
+        file, predictions = bench.files[role], done.predictions.get(role)
+        dims = data_dims(data, runner.inputs, runner.session.inputs)
+        classes = options.per_class and predictions is not None and not predictions.reading.regression
+        found[role] = Scored(
+            role=role,
+            ref=file.ref,
+            totals=totals(file, concrete_shapes(file, dims)),
+            metrics=done.metrics(role, options.average),
+            predictions=predictions,
+            classes=per_class(predictions) if predictions and classes else (),
+            confusion=confusion(predictions) if predictions and classes else None,
+        )
+    return found
 
 
 def _differences(done: EvaluationPass, progress: Progress) -> dict[str, Significance]:

@@ -460,7 +460,9 @@ class FidelityCollector:
         outputs = {name: sums.values() for name, sums in self._sums.items()}
         main = self.main if self.main in outputs else None
         notes = [*self._skipped.values(), *filter(None, (sums.note() for sums in self._sums.values()))]
-        return Fidelity(outputs, main, self._samples, reference, inputs=inputs, skipped=notes, alike=self._alike)
+        return Fidelity(
+            outputs, main, self._samples, reference=reference, inputs=inputs, skipped=notes, alike=self._alike
+        )
 
 
 def _tensors(name: str, reference: Any, other: Any) -> list[tuple[str, Any, Any]]:

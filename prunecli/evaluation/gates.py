@@ -49,7 +49,7 @@ class Gate:
         value = values[self.name]
         near = abs(value - self.limit) <= min(ROUNDING, 1e-9 * abs(self.limit))
         holds = math.isnan(value) or bool(reason) or OPERATORS[self.op](self.limit if near else value, self.limit)
-        return GateResult(self, value, not holds, reason)
+        return GateResult(self, value, not holds, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def parse_gate(text: str, known: Mapping[str, Span] | None = None) -> Gate:
         if name not in known:
             hint = did_you_mean(name, known, f"names are {', '.join(sorted(known))}")
             raise PruneError(f"--fail-if: there is no figure named {name}", hint)
-    gate = Gate(text.strip(), name, op, limit.value)
+    gate = Gate(text.strip(), name, op, limit=limit.value)
     if known is not None:
         _check_unit(gate, limit)
         check_span(gate, known[name], limit)

@@ -201,7 +201,7 @@ def measure(
     crowd, count = MachineLoad.now().crowd(before, how), len(stand.openings)
     few = how.pairs is None and count < MIN_PAIRS
     short = f"only {count} runs of each model fit into {PATIENCE * how.seconds:g} seconds" if few else ""
-    return {name: Latency(np.array(times), how, crowd, short, np.array(stand.openings))
+    return {name: Latency(np.array(times), how, crowd, short=short, openings=np.array(stand.openings))
             for name, times in stand.found().items()}  # fmt: skip
 
 
@@ -279,7 +279,7 @@ class _Window:
 def _windows(runs: Mapping[str, PreparedRun]) -> dict[str, _Window]:
     once = {name: _warm_up(prepared.run) for name, prepared in runs.items()}
     window = min(max(WINDOW_SECONDS, *once.values()), LONG_SECONDS)
-    return {n: _Window(runs[n].run, s, max(1, round(window / s)), int(s < LONG_SECONDS)) for n, s in once.items()}
+    return {n: _Window(runs[n].run, s, max(1, round(window / s)), lead=int(s < LONG_SECONDS)) for n, s in once.items()}
 
 
 def _warm_up(run: Callable[[], Any]) -> float:
@@ -313,7 +313,7 @@ class MachineLoad:
         try:
             lines = [line.split() for line in stat.read_text(encoding="ascii").splitlines() if line.startswith("cpu")]
             user, nice, system, _, _, *interrupts, stolen = (int(n) / os.sysconf("SC_CLK_TCK") for n in lines[0][1:9])
-            return cls(at, own, user + nice + system + sum(interrupts) + stolen, stolen, len(lines) - 1)
+            return cls(at, own, user + nice + system + sum(interrupts) + stolen, stolen=stolen, cpus=len(lines) - 1)
         except (OSError, ValueError, IndexError):
             return cls(at, own)
 
@@ -353,7 +353,7 @@ def speedup(model: Latency, baseline: Latency) -> Speedup:
     low, high = np.quantile(np.median(ratios[index], axis=-1), [tail, 1 - tail])
     middle = float(np.median(ratios))
     wider = _placement(ratios, model.openings) * (1 + model.crowd)
-    found = Speedup(middle, min(float(low), middle) / wider, max(float(high), middle) * wider, model.short)
+    found = Speedup(middle, min(float(low), middle) / wider, max(float(high), middle) * wider, reason=model.short)
     if model.clock == "wall" and model.crowd > CROWDED:
         return replace(found, reason=f"other processes took {100 * model.crowd:.0f} % of the CPU time")
     return replace(found, reason=found.undecided(1.0))

@@ -58,7 +58,7 @@ class OpenedModels:
         }
         specs = with_demands(next(iter(self.files.values())).ir, self.specs)
         return random_data(
-            specs, count, seed, limits=limits, shapes=resolve_shapes(specs, dims.sizes, dims.shapes, batch),
+            specs, count, seed, limits=limits, shapes=resolve_shapes(specs, dims.sizes, dims.shapes, batch=batch),
             outputs=self.first.outputs,
         )  # fmt: skip
 
@@ -136,7 +136,7 @@ def pair(first: Session, second: Session) -> Runner:
     inputs = _match(first.inputs, second.inputs, "inputs")
     outputs = _match(first.outputs, second.outputs, "outputs")
     renamed = [f"{a} = {b}" for a, b in (*inputs.items(), *outputs.items()) if a != b]
-    return Runner(second, inputs, outputs, tuple(renamed))
+    return Runner(second, inputs, outputs, renamed=tuple(renamed))
 
 
 def _match(first: Sequence[InputSpec], second: Sequence[InputSpec], what: str) -> dict[str, str]:
@@ -286,7 +286,9 @@ def run_pass(
         outputs = {role: runner.run(batch) for role, runner in runners.items()}
         _check_name(asked.output_name, outputs[MODEL])
         if labels is not None and not collectors:
-            reading = choose_reading(labels, outputs[MODEL], asked.task, asked.output_name, data.classes)
+            reading = choose_reading(
+                labels, outputs[MODEL], asked.task, output_name=asked.output_name, classes=data.classes
+            )
             collectors = {role: Collector(reading) for role in runners}
             fidelity.main, fidelity.scores[reading.output] = reading.output, reading.kind == "scores"
         for role, collector in collectors.items():
@@ -298,7 +300,7 @@ def run_pass(
     name = BASELINE if BASELINE in runners else "the recorded outputs"
     entries = {role: keeper.found for role, keeper in kept.items()}
     told = fidelity.result(name, data.source)
-    return EvaluationPass(_results(collectors), told, len(data), asked, entries=entries, labels=data.labels)
+    return EvaluationPass(_results(collectors), told, len(data), asked=asked, entries=entries, labels=data.labels)
 
 
 def _results(collectors: Mapping[str, Collector]) -> dict[str, Predictions]:

@@ -65,7 +65,7 @@ def metric(
     """Register a figure of merit; it may return None where it has no meaning."""
 
     def add(compute: Compute) -> Compute:
-        METRICS[name] = Metric(higher, fraction, span, compute, regression)
+        METRICS[name] = Metric(higher, fraction, span, compute=compute, regression=regression)
         return compute
 
     return add
@@ -288,7 +288,7 @@ def mcnemar(model: Array, baseline: Array) -> Significance:
     total = lost + won
     p = min(1.0, 2 * float(bdtr(min(lost, won), total, 0.5))) if total else 1.0
     detail = f"{lost} sample{'s' * (lost != 1)} lost, {won} won of {len(model):,}"
-    return Significance("McNemar's exact test", p, (won - lost) / max(len(model), 1), detail)
+    return Significance("McNemar's exact test", p, (won - lost) / max(len(model), 1), detail=detail)
 
 
 def paired_t(model: Array, baseline: Array) -> Significance:
@@ -308,5 +308,5 @@ def paired_t(model: Array, baseline: Array) -> Significance:
     known = math.isfinite(mean) and count > 1
     wide = float(stdtrit(count - 1, 1 - LEVEL / 2)) * spread / math.sqrt(count) if known else math.nan
     return Significance(
-        "paired t test", p, mean, f"{count:,} samples", interval=(mean - wide, mean + wide) if known else None
+        "paired t test", p, mean, detail=f"{count:,} samples", interval=(mean - wide, mean + wide) if known else None
     )

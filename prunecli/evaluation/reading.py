@@ -93,7 +93,7 @@ def choose_reading(
     names = [output_name] if output_name is not None else list(outputs)
     for name in names:
         value = outputs[name]
-        reading = _fit(labels, name, value, task) if isinstance(value, np.ndarray) and value.ndim else None
+        reading = _fit(labels, name, value, task=task) if isinstance(value, np.ndarray) and value.ndim else None
         if reading is not None:
             _check_range(labels, reading)
             return reading if classes is None else _named(reading, classes)
@@ -130,7 +130,7 @@ def _fit(labels: Array, name: str, out: Array, task: Task | None) -> Reading | N
         answers = same and task != "regression" and _answers(labels, out, text)
         return Reading(name, "classes", text=text) if answers else None
     if task != "regression":
-        reading = _fit_classes(labels, name, out, spot, same)
+        reading = _fit_classes(labels, name, out, spot=spot, same=same)
         if reading is not None:
             return reading
     if same and task != "classification" and labels.dtype.kind != "U":
@@ -174,13 +174,13 @@ def _names(labels: Array, classes: int) -> tuple[str, ...] | None:
 
 def _fit_classes(labels: Array, name: str, out: Array, spot: tuple[int, ...], same: bool) -> Reading | None:
     if out.shape == (len(out), *labels.shape[1:]) and _is_one_hot(labels):
-        return Reading(name, "scores", -1, out.shape[-1], one_hot=True)
+        return Reading(name, "scores", -1, classes=out.shape[-1], one_hot=True)
     if labels.dtype.kind == "f" and not (labels == np.trunc(labels)).all():
         return None
     if out.ndim == len(spot) + 2 and out.shape[1:-1] == spot and out.shape[-1] > 1:
-        return Reading(name, "scores", -1, out.shape[-1], _names(labels, out.shape[-1]))
+        return Reading(name, "scores", -1, classes=out.shape[-1], names=_names(labels, out.shape[-1]))
     if spot and out.ndim == len(spot) + 2 and out.shape[2:] == spot and out.shape[1] > 1:
-        return Reading(name, "scores", 1, out.shape[1], _names(labels, out.shape[1]))
+        return Reading(name, "scores", 1, classes=out.shape[1], names=_names(labels, out.shape[1]))
     names = _names(labels, 2)
     numbers = labels.astype(np.int64) if names is None else labels
     two = len(names) == 2 if names else bool(np.isin(numbers, (0, 1, IGNORED)).all())
@@ -330,7 +330,7 @@ class Collector:
             replace(self.reading, scale=scale),
             parts["truth"],
             parts["predicted"],
-            parts["sample"],
+            sample=parts["sample"],
             in_top=parts.get("in_top"),
             log_prob=_safe_log(parts["prob"]) if scale == "probabilities" else parts.get("soft"),
             invalid=self._invalid,
@@ -355,7 +355,9 @@ class Collector:
             known = np.where(lost, 0.0, score)
             log_prob = np.where(lost, np.nan, -np.logaddexp(0, np.where(truth == 1, -known, known)))
         reading = replace(self.reading, scale=scale)
-        return Predictions(reading, truth, predicted, parts["sample"], log_prob=log_prob, invalid=int(broken.sum()))
+        return Predictions(
+            reading, truth, predicted, sample=parts["sample"], log_prob=log_prob, invalid=int(broken.sum())
+        )
 
 
 def _as_float(array: Array) -> Array:

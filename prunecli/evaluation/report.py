@@ -163,7 +163,7 @@ def _overview(found: Evaluation) -> Table:
         f"{how_many(found.samples, 'sample')} of {found.source}" if found.samples else "",
         at_sizes(found.model.totals),
     ]
-    return Table("Figures", _columns(found, ""), rows, "; ".join(filter(None, notes)), level=Level.NORMAL)
+    return Table("Figures", _columns(found, ""), rows, note="; ".join(filter(None, notes)), level=Level.NORMAL)
 
 
 def _verdicts(found: Evaluation) -> Iterator[Section]:
@@ -221,7 +221,7 @@ def _quality(found: Evaluation) -> Iterator[Section]:
         note += f"; output {predictions.reading.output}{scale}"
         if not predictions.reading.regression:
             note += f"; precision, recall and F1 are {found.average} averages"
-    yield Table("Quality", _columns(found, "metric"), _quality_rows(found), note)
+    yield Table("Quality", _columns(found, "metric"), _quality_rows(found), note=note)
 
 
 def _train_gap(found: Evaluation) -> Iterator[Section]:
@@ -234,7 +234,7 @@ def _train_gap(found: Evaluation) -> Iterator[Section]:
             rows.append([scored.role, name.replace("_", " "), *map(number, figures)])
     columns = [Column("of"), Column("metric"), *(Column(c, "number") for c in ("train", "test", "gap"))]
     note = f"{found.train_samples:,} training samples; gap: how much better the training data is answered"
-    yield Table("Over-fitting", columns, rows, note)
+    yield Table("Over-fitting", columns, rows, note=note)
     yield told(_gap_words(found))
 
 
@@ -265,7 +265,7 @@ def _latency(found: Evaluation) -> Iterator[Section]:
     note = f"{clock}, batch {first.how.batch}, {threads}, {first.how.provider}"
     if len(timed) > 1:
         note += "; both models in turn, the difference is the median over pairs"
-    yield Table("Latency", columns, rows, note)
+    yield Table("Latency", columns, rows, note=note)
 
 
 def _size(found: Evaluation) -> Table:
@@ -329,7 +329,7 @@ def _robustness(stress: Stress, both: bool) -> Table:
             cells += [number(row.values[role]), number(row.loss[role])]
         rows.append(cells)
     what = "" if stress.metric in METRICS else " with the model's own outputs on clean inputs"
-    return Table("Robustness", columns, rows, f"{metric}{what}, {stress.samples:,} samples")
+    return Table("Robustness", columns, rows, note=f"{metric}{what}, {stress.samples:,} samples")
 
 
 def quality_bars(found: Evaluation) -> Iterator[Section]:
@@ -337,7 +337,7 @@ def quality_bars(found: Evaluation) -> Iterator[Section]:
     names = [n for n, value in found.model.metrics.items() if found.merits[n].fraction and np.isfinite(value)]
     if names:
         series = [(s.role, [s.metrics.get(name) for name in names]) for s in reversed(found.models)]
-        yield Bars("Quality side by side", [n.replace("_", " ") for n in names], series, "percent")
+        yield Bars("Quality side by side", [n.replace("_", " ") for n in names], series, form="percent")
 
 
 def latency_chart(found: Evaluation) -> Iterator[Section]:
@@ -346,13 +346,13 @@ def latency_chart(found: Evaluation) -> Iterator[Section]:
     if not timed:
         return
     series = [
-        Series(role, times.tolist(), (np.arange(1, len(times) + 1) / len(times)).tolist(), "steps")
+        Series(role, times.tolist(), (np.arange(1, len(times) + 1) / len(times)).tolist(), draw="steps")
         for role, times in timed
     ]
     marks = [Mark("x", float(np.median(times)), f"{role} {np.median(times):.3g} ms") for role, times in timed]
     panel = Panel(series, marks=marks)
     note = "The share of runs that took so long or less; a mark is at each median."
-    yield Chart("Latency of single runs", [panel], ChartAxis("time", "ms"), ChartAxis("runs", "percent"), note)
+    yield Chart("Latency of single runs", [panel], ChartAxis("time", "ms"), y=ChartAxis("runs", "percent"), note=note)
 
 
 def robustness_chart(stress: Stress) -> Section:
@@ -366,7 +366,7 @@ def robustness_chart(stress: Stress) -> Section:
                   for role, clean in reversed(list(stress.clean.items()))]  # fmt: skip
         panels.append(Panel(series, name.replace("_", " "), x=ChartAxis(f"severity, {rows[0].unit}")))
     y = ChartAxis(stress.metric.replace("_", " "), form)
-    return Chart("Robustness curves", panels, ChartAxis("severity"), y, shared="y")
+    return Chart("Robustness curves", panels, ChartAxis("severity"), y=y, shared="y")
 
 
 def class_bars(found: Evaluation) -> Iterator[Section]:
@@ -376,7 +376,7 @@ def class_bars(found: Evaluation) -> Iterator[Section]:
         f1 = {s.role: {str(row["class"]): row["f1"] for row in s.classes} for s in asked}
         names = list(dict.fromkeys(name for values in f1.values() for name in values))
         series = [(role, [values.get(name) for name in names]) for role, values in f1.items()]
-        yield Bars("F1 of each class", names, series, "percent")
+        yield Bars("F1 of each class", names, series, form="percent")
 
 
 def number(value: float | None) -> Cell:
@@ -418,7 +418,7 @@ def fidelity_table(found: Fidelity, level: Level = Level.DETAIL) -> Table:
     ]
     columns = [Column("output", "name"), *(Column(title_of(key), "number") for key in MEASURES)]
     note = f"against {found.reference}, {how_many(found.samples, 'sample')} of {found.inputs}"
-    return Table("Fidelity", columns, rows, note, level=level)
+    return Table("Fidelity", columns, rows, note=note, level=level)
 
 
 def gate_sections(gates: Sequence[GateResult]) -> list[Section]:

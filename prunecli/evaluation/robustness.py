@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -45,7 +45,10 @@ class InputSpread:
     high: Array
 
 
-Corrupt = Callable[[Array, float, np.random.Generator, InputSpread], Array]
+class Corrupt(Protocol):
+    """Returns inputs (N, ...) with a corruption of that severity."""
+
+    def __call__(self, x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,20 @@ def corruption(name: str, kind: Kind, severities: Sequence[float], unit: str) ->
     """Register a corruption of images or of tables (anything else with a last axis of features)."""
 
     def add(apply: Corrupt) -> Corrupt:
-        CORRUPTIONS[name] = Corruption(name, kind, tuple(severities), unit, apply)
+        CORRUPTIONS[name] = Corruption(name, kind, tuple(severities), unit=unit, apply=apply)
         return apply
 
     return add
 
 
-@corruption("gaussian_noise", "image", (0.1, 0.25, 0.5), "standard deviations")
+@corruption("feature_noise", "table", (0.1, 0.25, 0.5), unit="standard deviations")
+@corruption("gaussian_noise", "image", (0.1, 0.25, 0.5), unit="standard deviations")
 def gaussian_noise(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
-    """x + severity * std * n, n standard normal, std per channel."""
+    """x + severity * std * n, n standard normal, std per channel or feature."""
     return np.asarray(x + severity * spread.std * rng.standard_normal(x.shape))
 
 
-@corruption("salt_and_pepper", "image", (0.01, 0.05, 0.1), "fraction of pixels")
+@corruption("salt_and_pepper", "image", (0.01, 0.05, 0.1), unit="fraction of pixels")
 def salt_and_pepper(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """That fraction of the pixels becomes the channel's lowest or highest value in the data; all channels of
     a pixel together."""
@@ -87,7 +91,7 @@ def salt_and_pepper(x: Array, severity: float, rng: np.random.Generator, spread:
     return np.where(hit, np.where(salt, spread.high, spread.low), x)
 
 
-@corruption("blur", "image", (0.5, 1.0, 2.0), "pixels (sigma)")
+@corruption("blur", "image", (0.5, 1.0, 2.0), unit="pixels (sigma)")
 def blur(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """Convolution with a Gaussian of that standard deviation, cut off at three; border pixels repeat outwards."""
     from scipy.ndimage import gaussian_filter1d
@@ -97,7 +101,7 @@ def blur(x: Array, severity: float, rng: np.random.Generator, spread: InputSprea
     return x
 
 
-@corruption("contrast", "image", (0.25, 0.5, 0.75), "fraction removed")
+@corruption("contrast", "image", (0.25, 0.5, 0.75), unit="fraction removed")
 def contrast(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """mean + (1 - severity) (x - mean), with the mean of each image and channel."""
     axes = tuple(a for a in range(1, x.ndim) if a != spread.axis)
@@ -105,13 +109,7 @@ def contrast(x: Array, severity: float, rng: np.random.Generator, spread: InputS
     return np.asarray(mean + (1 - severity) * (x - mean))
 
 
-@corruption("feature_noise", "table", (0.1, 0.25, 0.5), "standard deviations")
-def feature_noise(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
-    """x + severity * std * n, n standard normal, std per feature."""
-    return gaussian_noise(x, severity, rng, spread)
-
-
-@corruption("feature_outliers", "table", (0.01, 0.05, 0.1), "fraction of values")
+@corruption("feature_outliers", "table", (0.01, 0.05, 0.1), unit="fraction of values")
 def feature_outliers(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """That fraction of the values becomes its feature's mean plus or minus five standard deviations."""
     hit, sign = rng.random(x.shape) < severity, np.where(rng.random(x.shape) < 0.5, -5.0, 5.0)
@@ -171,7 +169,7 @@ def corrupted(
         for name, spread in found.items():
             if spread.kind == chosen.kind:
                 value = feed[name]
-                changed = chosen.apply(value.astype(np.float64), severity, rng, spread)
+                changed = chosen.apply(value.astype(np.float64), severity, rng, spread=spread)
                 feed[name] = changed.astype(value.dtype)
         yield replace(batch, feed=feed)
 
@@ -256,8 +254,10 @@ def measure_stress(
         names, sign = (primary(reading),), METRICS[primary(reading)].sign
         clean = {role: float(scores(each, data.batches(batch_size))[names[0]] or 0) for role, each in runners.items()}
     tried = [
-        (chosen, severity, {role: scores(runner, corrupted(data.batches(batch_size), chosen, severity, found, seed))
-                            for role, runner in runners.items()})
+        (chosen, severity, {
+            role: scores(runner, corrupted(data.batches(batch_size), chosen, severity, found=found, seed=seed))
+            for role, runner in runners.items()
+        })
         for chosen, severity in progress(settings(found), "corrupting inputs", len(settings(found)))
     ]  # fmt: skip
     name = _defined(names, [each for _, _, by_role in tried for each in by_role.values()])
@@ -265,8 +265,8 @@ def measure_stress(
     for chosen, severity, by_role in tried:
         values = {role: float(each[name] or 0.0) for role, each in by_role.items()}
         loss = {role: sign * (clean[role] - value) for role, value in values.items()}
-        rows.append(StressRow(chosen.name, severity, chosen.unit, values, loss))
-    return Stress(name, len(data), clean, rows)
+        rows.append(StressRow(chosen.name, severity, chosen.unit, values=values, loss=loss))
+    return Stress(name, len(data), clean, rows=rows)
 
 
 def _defined(names: Sequence[str], scores: Sequence[Mapping[str, float | None]]) -> str:

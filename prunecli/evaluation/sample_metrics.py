@@ -190,7 +190,7 @@ def sample_metric(
 
     def add(keep: Entries) -> Entries:
         SAMPLE_METRICS[name] = Registered(
-            higher, span == (0, 1), span, name,
+            higher, span == (0, 1), span, name=name,
             keep=keep, summarise=summarise, library=library, extra=extra, needs_labels=needs_labels,
         )  # fmt: skip
         return keep
@@ -330,7 +330,9 @@ def _find(text: str) -> tuple[str, Merit]:
     lower = text.startswith(LOWER)
     place = text.removeprefix(LOWER)
     if names_function(place):
-        metric = UserMetric(not lower, False, (-math.inf, math.inf), UserFunction(place, "--metric").name, text=place)
+        metric = UserMetric(
+            not lower, False, (-math.inf, math.inf), name=UserFunction(place, "--metric").name, text=place
+        )
         if metric.name in METRICS or metric.name in registered() or metric.name in FIGURES:
             raise PruneError(f"{metric.name} is the name of a figure of `prune evaluate`, too", "rename the function")
         metric.check()
@@ -364,7 +366,7 @@ class MetricCollector:
         """
         inputs = {name: batch.trim(name, value) for name, value in batch.feed.items()}
         self.main = self.main or next(iter([*float_outputs(outputs), *outputs]))
-        seen = SampleBatch(outputs, self.main, batch.labels, inputs, count=batch.count, known=self.known)
+        seen = SampleBatch(outputs, self.main, batch.labels, inputs=inputs, count=batch.count, known=self.known)
         for name, metric in self.metrics.items():
             rows = metric.entries(seen)
             self._bytes += sum(_size(row) for row in rows)

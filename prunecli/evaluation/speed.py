@@ -74,7 +74,7 @@ class MeasuredSpeed:
 
     def to_json(self) -> Json:
         """As `delta.latency` of `evaluate`."""
-        gain = Speedup(math.nan, math.nan, math.nan, self.reason) if self.pair is None else self.pair.gain
+        gain = Speedup(math.nan, math.nan, math.nan, reason=self.reason) if self.pair is None else self.pair.gain
         return {
             **gain.to_json(),
             **({"why": self.why} if self.why else {}),
@@ -86,7 +86,7 @@ def first_batch(bench: OpenedModels, data: Dataset | None, dims: Dims, seed: int
     """The inputs of a timed run: `size` samples, or as many as the model or a stated dimension fixes; of the data, or
     random without."""
     if data is None:
-        return next(bench.random_data(1, seed, dims, size).batches(size))
+        return next(bench.random_data(1, seed, dims, batch=size).batches(size))
     size = size if size > 1 else _stated_batch(bench, dims) or 1
     return next(data.take(data.fixed_batch or size).batches(size))
 
@@ -113,7 +113,7 @@ def measure_speed(
     try:
         bench = open_models({MODEL: model, BASELINE: baseline}, options.timed_execution)
         data = _given(bench, options)
-        batch = first_batch(bench, data, options.stated_dims, options.seed)
+        batch = first_batch(bench, data, options.stated_dims, seed=options.seed)
         runs = prepare_runs(bench, batch)
     except PruneError as error:
         return MeasuredSpeed(None, {}, error.message)
@@ -121,10 +121,10 @@ def measure_speed(
         options.timed_execution.thread_count, bench.first.provider, batch.count + batch.padded,
         seconds=REPORT_SECONDS, seed=options.seed,
     )  # fmt: skip
-    pair = measure_pair(runs[MODEL], runs[BASELINE], how, progress)
+    pair = measure_pair(runs[MODEL], runs[BASELINE], how, progress=progress)
     shapes = {name: list(np.shape(value)) for name, value in batch.feed.items()}
     slow = sum(run.seconds for run in runs.values()) > SLOW_SECONDS
-    why = "" if slow else explain(bench, batch.feed, pair, options.timed_execution)
+    why = "" if slow else explain(bench, batch.feed, pair, execution=options.timed_execution)
     return MeasuredSpeed(pair, shapes, why=why)
 
 
@@ -146,8 +146,8 @@ def measure_int8(model: Path, baseline: Path, options: TimedOptions, progress: P
         feeds = _calibration(bench, options)
         with Scratch() as folder:
             paths = {MODEL: model, BASELINE: baseline}
-            files = {role: quantise(paths[role], feeds, folder, role) for role in progress(paths, "quantising")}
-            return replace(measure_speed(files[MODEL], files[BASELINE], options, progress), int8=True)
+            files = {role: quantise(paths[role], feeds, folder, name=role) for role in progress(paths, "quantising")}
+            return replace(measure_speed(files[MODEL], files[BASELINE], options, progress=progress), int8=True)
     except PruneError as error:
         return MeasuredSpeed(None, {}, error.message, int8=True)
 
@@ -159,7 +159,7 @@ def int8_alone(model: Path, options: TimedOptions, folder: Path) -> Path:
         PruneError: the tool does not take it.
     """
     return quantise(
-        model, _calibration(open_models({BASELINE: model}, options.timed_execution), options), folder, MODEL
+        model, _calibration(open_models({BASELINE: model}, options.timed_execution), options), folder, name=MODEL
     )
 
 
@@ -203,7 +203,9 @@ class _TimeByNode:
         for node, kernel in placed:
             if node is None:
                 unplaced["reordering" if kernel.op.startswith("Reorder") else kernel.op] += kernel.ms
-        return cls(layers.times(kernels), ops, {name: tuple(sorted(each)) for name, each in shapes.items()}, unplaced)
+        return cls(
+            layers.times(kernels), ops, {name: tuple(sorted(each)) for name, each in shapes.items()}, unplaced=unplaced
+        )
 
 
 def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execution: Execution) -> str:

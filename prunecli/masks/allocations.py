@@ -83,7 +83,7 @@ def allocation(name: str, help: str, losses: Losses | None = None) -> Callable[[
     """Register a function (layers, sparsity) -> weights to drop per layer."""
 
     def register(amounts: Amounts) -> Amounts:
-        ALLOCATIONS.add(AllocationRule(name, help, amounts, losses))
+        ALLOCATIONS.add(AllocationRule(name, help, amounts, losses=losses))
         return amounts
 
     return register

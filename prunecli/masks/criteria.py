@@ -328,12 +328,12 @@ for _entry in (
     Criterion(
         "gradient", "E|g|: the size of the gradient alone",
         "E|g|, g the gradient of one sample; 0 of weights that are zero already",
-        Elements(mean_of(lambda w, gradient: (w != 0) * gradient), ABSOLUTE),
+        elements=Elements(mean_of(lambda w, gradient: (w != 0) * gradient), ABSOLUTE),
     ),
     Criterion(
         "smoothed", "|w| (E|g| + its mean over the tensor): taylor, steadied",
         "|w| (E|g| + m), m the mean of E|g| over the tensor's weights that are not gone",
-        Elements(PRODUCT, SMOOTHED),
+        elements=Elements(PRODUCT, SMOOTHED),
     ),
     Criterion(
         "taylor", "|w| E|g|: what the outputs lose without w, to first order",
@@ -349,15 +349,15 @@ for _entry in (
     ),
     Criterion(
         "snip", "|w| E|g|, g of a batch: connection sensitivity",
-        "|w| E|g|, g the gradient of a batch (Lee et al. 2019)", Elements(PRODUCT, OF_BATCHES),
+        "|w| E|g|, g the gradient of a batch (Lee et al. 2019)", elements=Elements(PRODUCT, OF_BATCHES),
     ),
     Criterion(
         "synflow", "|w dR/dw|, R what passes through all |w| from inputs of one; no data",
-        "|w| |dR / d|w|| (Tanaka et al. 2020)", Elements(PRODUCT, FLOW),
+        "|w| |dR / d|w|| (Tanaka et al. 2020)", elements=Elements(PRODUCT, FLOW),
     ),
     Criterion(
         "wanda", "|w| times the norm of its input: what it adds to the output",
-        "|w| sqrt(E[x^2]), x the input that w multiplies (Sun et al. 2024)", Elements(PRODUCT, INPUT_NORM),
+        "|w| sqrt(E[x^2]), x the input that w multiplies (Sun et al. 2024)", elements=Elements(PRODUCT, INPUT_NORM),
     ),
     Criterion(
         "obs", "what the layer's output loses when w goes and the rest makes up for it",

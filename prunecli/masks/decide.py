@@ -443,7 +443,7 @@ def _decide(targets: Sequence[Target], recipe: Recipe, progress: Progress) -> Se
     criterion = of_elements(recipe.criterion or "l1")
     if isinstance(pattern, Windows):
         single = Units(element(), criterion, recipe.seed)
-        return [InWindows(target, single, pattern.keep, pattern.window) for target in targets]
+        return [InWindows(target, single, pattern.keep, window=pattern.window) for target in targets]
     units = Units(pattern, criterion, recipe.seed)
     if recipe.threshold is not None:
         return [_below(target, units, recipe.threshold) for target in progress(targets, "comparing", len(targets))]

@@ -54,7 +54,7 @@ def lowest_lamp(sources: Sequence[ScoreSource], budget: int, progress: Progress 
         return lowest(sources, budget, progress)
     samples, widening = sampled(sources, progress), 1
     while True:
-        brackets = _brackets(sources, samples, budget / total, widening)
+        brackets = _brackets(sources, samples, budget / total, widening=widening)
         pairs = list(zip(sources, brackets, strict=True))
         found = [
             _ranked(survey(source, bracket, source.form, squares=True), bracket)
@@ -145,7 +145,7 @@ def _covers(one: Ranked, edge: float) -> bool:
 def _cut(one: Ranked, gone: int) -> CutPoint:
     dropped = one.census.below + int(one.sizes[:gone].sum())
     if not gone:
-        return CutPoint(one.bracket.first, EVERY, dropped, one.census.nonzero)
+        return CutPoint(one.bracket.first, EVERY, dropped, nonzero=one.census.nonzero)
     key = one.keys[gone - 1]
     kept = int(np.count_nonzero(one.keys[gone:] == key))
-    return CutPoint(int(key), kept, dropped, one.census.nonzero)
+    return CutPoint(int(key), kept, dropped, nonzero=one.census.nonzero)

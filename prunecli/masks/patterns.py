@@ -62,7 +62,7 @@ def pattern_form(name: str, help: str, syntax: str | None = None) -> Callable[[B
     """Register the builder of a pattern; `syntax` is a regular expression whose groups are its integers."""
 
     def register(build: Builder) -> Builder:
-        PATTERNS.add(PatternForm(name, help, syntax or name, build))
+        PATTERNS.add(PatternForm(name, help, syntax or name, build=build))
         return build
 
     return register
@@ -229,11 +229,11 @@ def window_drop(view: Array, keep: int, window: int) -> Mask:
     lines = ordered.reshape(outer, view.shape[3], inner)
     drop = np.zeros(lines.shape, np.bool_)
     whole = view.shape[3] - view.shape[3] % window
-    for rows, cols in _slabs(outer, whole, inner, window):
-        _drop_windows(lines[rows, cols], drop[rows, cols], keep, window)
+    for rows, cols in _slabs(outer, whole, inner, window=window):
+        _drop_windows(lines[rows, cols], drop[rows, cols], keep, window=window)
     rest = view.shape[3] - whole
     if rest > keep:
-        _drop_windows(lines[:, whole:], drop[:, whole:], keep, rest)
+        _drop_windows(lines[:, whole:], drop[:, whole:], keep, window=rest)
     return drop.reshape(ordered.shape).transpose(np.argsort(order))
 
 

@@ -138,7 +138,7 @@ def _exact(key: int, form: KeyFormat, common: KeyFormat) -> int | None:
 def count_below(source: ScoreSource, key: int = 0) -> CutPoint:
     """The cut that drops every unit below `key` (by default none). Raises PruneError for NaN or infinity."""
     census = survey(source, Bracket(key, key), source.form)
-    return CutPoint(key, EVERY, census.below, census.nonzero)
+    return CutPoint(key, EVERY, census.below, nonzero=census.nonzero)
 
 
 def lowest(sources: Sequence[ScoreSource], budget: int, progress: Progress = no_progress) -> list[CutPoint]:
@@ -169,7 +169,9 @@ def lowest(sources: Sequence[ScoreSource], budget: int, progress: Progress = no_
         below = sum(census.below for census in found)
         inside = sum(census.inside_weight + sum(census.atoms) for census in found)
         if below < budget <= below + inside:
-            return _cuts(found, _kth(found, bracket, common, budget - below), common, bracket=bracket, budget=budget)
+            return _cuts(
+                found, _kth(found, bracket, common, budget=budget - below), common, bracket=bracket, budget=budget
+            )
         widening *= 8
 
 
@@ -239,13 +241,13 @@ def _kth(found: list[Census], bracket: Bracket, common: KeyFormat, budget: int) 
 
 def _cuts(found: list[Census], key: int, common: KeyFormat, bracket: Bracket, budget: int) -> list[CutPoint]:
     """Everything below `key` goes; of its ties the last ones go, while they fit."""
-    lower = [_weight_below(census, key, common, bracket) for census in found]
+    lower = [_weight_below(census, key, common, bracket=bracket) for census in found]
     room, cuts = budget - sum(lower), []
     for census, dropped in zip(reversed(found), reversed(lower), strict=True):
         ties, gone, spent = _fitting_ties(census, key, common, bracket=bracket, room=room)
         room = room - spent if gone == ties else 0  # the first unit that does not fit ends it
         own = narrow(key, census.source.form, common)
-        cuts.append(CutPoint(own, ties - gone if gone else EVERY, dropped + spent, census.nonzero))
+        cuts.append(CutPoint(own, ties - gone if gone else EVERY, dropped + spent, nonzero=census.nonzero))
     return cuts[::-1]
 
 

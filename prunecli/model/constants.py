@@ -380,4 +380,4 @@ def _along(way: tuple[ir.Value, ...], tensor: ir.TensorProtocol) -> Constant | N
         shape = found[-1].apply(shape) if found else shape
         if node.op_type == "Cast":
             types.append(ir.DataType(integer(node, "to", 0)))
-    return Constant(way, tensor, tuple(steps), tuple(types))
+    return Constant(way, tensor, tuple(steps), types=tuple(types))

@@ -302,7 +302,7 @@ class Restatement:
             return value
         if stored(value) is not None:
             return self.weight(value, quantised(value, scale, zero_point, axis=axis), before)
-        if self.looked_up(value, scale, zero_point, before):
+        if self.looked_up(value, scale, zero_point, before=before):
             return value
         inputs = [value, scale, *([zero_point] if zero_point is not None else [])]
         return self.insert(before, "DequantizeLinear", inputs)
@@ -319,7 +319,7 @@ class Restatement:
         for parameter in source.parameters:
             self.follow(parameter, value, source)
         if isinstance(present, RealTensor):
-            return self._adapted(value, present.source, source, before)
+            return self._adapted(value, present.source, source, before=before)
         holder = self._holder(value)
         holder.put(RealTensor(source, value.name or ""))
         value.shape, value.type = ir.Shape(source.shape), ir.TensorType(source.dtype)
@@ -379,7 +379,7 @@ class Restatement:
         """A new stored value."""
         name = "prunecli.constant"
         if self.graph is self.form.model.graph:
-            value = add_constant(self.graph, name, array, self.taken)
+            value = add_constant(self.graph, name, array, taken=self.taken)
             self.made.add(value)
             return value
         name = free_name(name, self.taken)
@@ -532,7 +532,7 @@ def _follow_vectors(r: Restatement, node: ir.Node, owner: ir.Value) -> None:
             continue
         if axis < 0 or block or len(held.shape) != 1:
             raise _UnknownError(f"{node.op_type} {node.name!r} has scales of data in a way that is not known")
-        r.form.companions.append(Companion(parameter.name or "", 0, owner.name or "", axis))
+        r.form.companions.append(Companion(parameter.name or "", 0, owner.name or "", axis=axis))
 
 
 @restates("DequantizeLinear")
@@ -552,7 +552,7 @@ def _dequantize(r: Restatement, node: ir.Node) -> None:
         r.skip(node, r.weight(source, found, node))
     elif (moved := behind(source)) is not None and len(moved.types) == 1 and not integer(node, "block_size", 0):
         _moved_weight(r, node, moved)
-    elif r.looked_up(source, node.inputs[1], input_of(node, 2), node):
+    elif r.looked_up(source, node.inputs[1], input_of(node, 2), before=node):
         r.skip(node, source)
 
 
@@ -575,7 +575,7 @@ def _read_again(r: Restatement, node: ir.Node, source: ir.Value) -> ir.Value:
         raise _UnknownError(f"{source.name!r} is read by several scales that are no single numbers")
     offset = np.zeros((), np.int32) if zero_point is None else np.asarray(zero_point.numpy()).astype(np.int32)
     second = replace(first, scale=np.asarray(scale.numpy()).reshape(()), zero_point=offset.reshape(()))
-    return r._adapted(source, first, second, node)
+    return r._adapted(source, first, second, before=node)
 
 
 def _moved_weight(r: Restatement, node: ir.Node, moved: Constant) -> None:
@@ -629,7 +629,7 @@ def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[
     scales = tail.stored if tail is not None else ()
     if x not in r.real:
         scale = scales[0] if len(scales) == 2 else None
-        known = scale is not None and stored(x) is None and r.looked_up(x, scale, input_of(node, 2), node)
+        known = scale is not None and stored(x) is None and r.looked_up(x, scale, input_of(node, 2), before=node)
         if scale is None or (stored(x) is None and not known):
             raise _UnknownError(f"{node.op_type} {node.name!r} reads integers of an unknown scale")
         x = r.numbers(x, scale, input_of(node, 2), axis=-2 if op == "MatMul" else 1, before=node)
@@ -643,7 +643,7 @@ def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[
         r.form.companions.extend(replace(one, name=product.name or "") for product in tail.products for one in mine)
     if tail is None:
         raise _UnknownError(f"the scales behind {node.op_type} {node.name!r} are not found")
-    r.become(node, op, [x, w], keep)
+    r.become(node, op, [x, w], keep=keep)
     r.make_real(node.outputs[0])
     tail.leave_out(r, node.outputs[0])
 
@@ -707,8 +707,8 @@ def _qlinear_conv(r: Restatement, node: ir.Node) -> None:
     i = [input_of(node, index) for index in range(9)]
     x = r.numbers(i[0], i[1], i[2], before=node)
     w = r.numbers(i[3], i[4], i[5], axis=0, before=node)
-    b = _bias(r, node, i[8], (i[1], i[4]))
-    r.become(node, "Conv", [x, w, *([b] if b is not None else [])], KERNEL)
+    b = _bias(r, node, i[8], scales=(i[1], i[4]))
+    r.become(node, "Conv", [x, w, *([b] if b is not None else [])], keep=KERNEL)
     r.stored_again(node, i[6], i[7])
 
 
@@ -722,7 +722,7 @@ def _bias(r: Restatement, node: ir.Node, value: Value, scales: tuple[Value, Valu
     product = np.asarray(held[0].numpy()).reshape(-1) * np.asarray(held[1].numpy()).reshape(-1) * np.float32(factor)
     scale = product if product.size > 1 else product.reshape(())
     both = tuple(scale for scale in scales if scale is not None)
-    return r.weight(value, Quantised(tensor, scale, np.zeros((), np.int32), held[0].dtype, product=both), node)
+    return r.weight(value, Quantised(tensor, scale, np.zeros((), np.int32), dtype=held[0].dtype, product=both), node)
 
 
 @restates("QLinearMatMul")
@@ -741,7 +741,7 @@ def _qgemm(r: Restatement, node: ir.Node) -> None:
     a = r.numbers(i[0], i[1], i[2], before=node)
     b = r.numbers(i[3], i[4], i[5], axis=1 - integer(node, "transB", 0), before=node)
     c = _bias(r, node, i[6], scales=(i[1], i[4]), factor=number(node, "alpha", 1.0))
-    r.become(node, "Gemm", [a, b, *([c] if c is not None else [])], ("alpha", "transA", "transB"))
+    r.become(node, "Gemm", [a, b, *([c] if c is not None else [])], keep=("alpha", "transA", "transB"))
     if i[7] is not None:
         r.stored_again(node, i[7], i[8])
 
@@ -750,7 +750,7 @@ def _qgemm(r: Restatement, node: ir.Node) -> None:
 def _dynamic_matmul(r: Restatement, node: ir.Node) -> None:
     """A, B, its scale, its zero point, bias."""
     i = [input_of(node, index) for index in range(5)]
-    _product_and_bias(r, node, [i[0], r.numbers(i[1], i[2], i[3], axis=-1, before=node)], i[4])
+    _product_and_bias(r, node, [i[0], r.numbers(i[1], i[2], i[3], axis=-1, before=node)], added=i[4])
 
 
 @restates("MatMulIntegerToFloat", domain=MICROSOFT)
@@ -758,7 +758,7 @@ def _matmul_to_float(r: Restatement, node: ir.Node) -> None:
     """A, B, their scales, their zero points, bias."""
     i = [input_of(node, index) for index in range(7)]
     a = r.numbers(i[0], i[2], i[4], axis=-2, before=node)
-    _product_and_bias(r, node, [a, r.numbers(i[1], i[3], i[5], axis=-1, before=node)], i[6])
+    _product_and_bias(r, node, [a, r.numbers(i[1], i[3], i[5], axis=-1, before=node)], added=i[6])
 
 
 def _product_and_bias(r: Restatement, node: ir.Node, factors: Sequence[Value], added: Value) -> None:
@@ -786,8 +786,8 @@ def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
     weight = r.weight(i[1], source, node)
     if not source.width:
         weight = r.insert(node, "Reshape", [weight, r.constant(np.array([rows, width], np.int64))])
-    matrix = r.insert(node, "Transpose", [weight], {"perm": [1, 0]})
-    _product_and_bias(r, node, [i[0], matrix], i[5])
+    matrix = r.insert(node, "Transpose", [weight], attributes={"perm": [1, 0]})
+    _product_and_bias(r, node, [i[0], matrix], added=i[5])
 
 
 @restates("GatherBlockQuantized", domain=MICROSOFT)
@@ -814,9 +814,9 @@ def _lstm(r: Restatement, node: ir.Node) -> None:
         source = _by_direction(value, scale, zero_point)
         if value is None:
             raise _UnknownError(f"{node.op_type} {node.name!r} lacks a weight")
-        matrices.append(r.insert(node, "Transpose", [r.weight(value, source, node)], {"perm": [0, 2, 1]}))
+        matrices.append(r.insert(node, "Transpose", [r.weight(value, source, node)], attributes={"perm": [0, 2, 1]}))
     keep = tuple(name for name in node.attributes)
-    r.become(node, "LSTM", [i[0], *matrices, *i[3:8]], keep)
+    r.become(node, "LSTM", [i[0], *matrices, *i[3:8]], keep=keep)
 
 
 def _by_direction(value: Value, scale: Value, zero_point: Value) -> Quantised | None:
@@ -828,7 +828,7 @@ def _by_direction(value: Value, scale: Value, zero_point: Value) -> Quantised | 
         np.asarray(one.numpy()) if one is not None else np.zeros((1,), np.int32) for one in (factor, offset)
     )
     shaped = [one.reshape(one.shape[0], 1, -1) for one in (scales, points.astype(np.int32))]
-    return Quantised(found, shaped[0], shaped[1], factor.dtype, parameters=(scale, zero_point))
+    return Quantised(found, shaped[0], shaped[1], dtype=factor.dtype, parameters=(scale, zero_point))
 
 
 @restates("QAttention", domain=MICROSOFT)
@@ -867,7 +867,7 @@ def _unary(r: Restatement, node: ir.Node) -> None:
         raise _UnknownError(f"{node.op_type} {node.name!r} has its channels last")
     i = [input_of(node, index) for index in range(5)]
     op, keep = UNARY[node.op_type]
-    r.become(node, op, [r.numbers(i[0], i[1], i[2], before=node)], keep)
+    r.become(node, op, [r.numbers(i[0], i[1], i[2], before=node)], keep=keep)
     r.stored_again(node, i[3], i[4])
 
 
@@ -876,7 +876,7 @@ def _concat(r: Restatement, node: ir.Node) -> None:
     """The scale and zero point of the result, then (X, scale, zero point) of each part."""
     inputs = list(node.inputs)
     parts = [r.numbers(*inputs[k : k + 3], before=node) for k in range(2, len(inputs), 3)]
-    r.become(node, "Concat", parts, ("axis",))
+    r.become(node, "Concat", parts, keep=("axis",))
     r.stored_again(node, inputs[0], inputs[1])
 
 

@@ -55,7 +55,7 @@ def detach(model: onnx.ModelProto) -> Lost:
         del model.graph.input[:]
         model.graph.input.extend(info for info in inputs if info.name not in stored)
         model.ir_version = FREE_INITIALIZERS
-    lost = Lost([_detach(body) for body in bodies(model)], list(model.training_info), version, inputs)
+    lost = Lost([_detach(body) for body in bodies(model)], list(model.training_info), version, inputs=inputs)
     del model.training_info[:]
     return lost
 

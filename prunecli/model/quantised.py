@@ -270,11 +270,13 @@ def quantised(
         place = axis % len(shape)
         if scales.shape[place] != -(-shape[place] // block):
             return None
-        return Quantised(tensor, scales, points, factor.dtype, axis=place, block=block, parameters=(scale, zero_point))
+        return Quantised(
+            tensor, scales, points, dtype=factor.dtype, axis=place, block=block, parameters=(scale, zero_point)
+        )
     along = [_along(one, shape, axis) for one in (scales, points)]
     if along[0] is None or along[1] is None:
         return None
-    return Quantised(tensor, along[0], along[1], factor.dtype, parameters=(scale, zero_point))
+    return Quantised(tensor, along[0], along[1], dtype=factor.dtype, parameters=(scale, zero_point))
 
 
 def _numbers(tensor: ir.TensorProtocol) -> Array:
@@ -321,7 +323,7 @@ def nbits(
             return None
         points = array.reshape(rows, blocks, *points.shape[2:]).astype(np.int32)
     scales = np.asarray(factor.numpy()).reshape(rows, blocks, *points.shape[2:])
-    found = Quantised(tensor, scales, points, factor.dtype, bits=bits, parameters=(scale, zero_point))
+    found = Quantised(tensor, scales, points, dtype=factor.dtype, bits=bits, parameters=(scale, zero_point))
     if partial:
         found = replace(found, axis=1, block=block, width=width)
     if order is None or in_order(order, block):
@@ -353,8 +355,8 @@ def block_table(
     points = np.full((1,) * rank, 1 << (bits - 1), np.int32)
     if offset is not None:
         points = unpacked(np.asarray(offset.numpy()), bits)[..., : factors.shape[-1]].astype(np.int32)
-    found = Quantised(table, factors, points, scales.dtype, axis=rank - 1, block=block, bits=bits if bits < 8 else 0,
-                      parameters=(inputs[2], inputs[3]))  # fmt: skip
+    found = Quantised(table, factors, points, dtype=scales.dtype, axis=rank - 1, block=block,
+                      bits=bits if bits < 8 else 0, parameters=(inputs[2], inputs[3]))  # fmt: skip
     return found if found.shape[-1] == factors.shape[-1] * block else None
 
 

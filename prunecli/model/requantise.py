@@ -70,7 +70,7 @@ class _Writer:
             if scale is None or zero is None or scale.size != 1 or parameters[0] in weights:
                 continue
             step, point = (np.asarray(one.numpy()).reshape(()) for one in (scale, zero))
-            grid = Quantised(ir.Tensor(point, dtype=zero.dtype), step, point.astype(np.int32), scale.dtype)
+            grid = Quantised(ir.Tensor(point, dtype=zero.dtype), step, point.astype(np.int32), dtype=scale.dtype)
             _, names, values = tied.setdefault((scale.tobytes(), zero.tobytes()), (grid, set(), []))
             names.add(parameters[0])
             values.append(self.seen.get(self.form.value_of(name), np.zeros(0)).reshape(-1))
@@ -217,7 +217,7 @@ def _add_behind(graph: ir.Graph, value: ir.Value, array: Array) -> None:
     uses, name = list(value.uses()), value.name or ""
     taken = taken_names(graph)
     node = ir.node(
-        "Add", [value, add_constant(graph, f"{name}.bias", array, taken)], name=free_name(f"{name}.add", taken)
+        "Add", [value, add_constant(graph, f"{name}.bias", array, taken=taken)], name=free_name(f"{name}.add", taken)
     )
     made = node.outputs[0]
     made.name = free_name(f"{name}.biased", taken)

@@ -283,7 +283,7 @@ def enter(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
     """Visit the bodies of `node`, if it has any."""
     function = model.functions.get(node.op_identifier())
     if function is not None:
-        _call(node, function, facts, model)
+        _call(node, function, facts, model=model)
         return True
     visitor = VISITORS.get(node.op_type) if node.domain == "" else None
     if visitor is None:
@@ -316,11 +316,11 @@ def _call(node: ir.Node, function: ir.Function, facts: Facts, model: ir.Model) -
     opsets = {**function.opset_imports, **model.opset_imports}  # as onnxruntime does
     inside = Facts(opsets=opsets, budget=facts.budget, problems=facts.problems)
     for value, origin in zip(body.inputs, node.inputs, strict=False):
-        _pass(inside, value, facts, origin)
+        _pass(inside, value, facts, origin=origin)
     _run(body, inside, model)
     for out, value in zip(node.outputs, body.outputs, strict=False):
-        _pass(facts, out, inside, value)
-    facts.inner[node] = [Inner(body, inside, 1, originals)]
+        _pass(facts, out, inside, origin=value)
+    facts.inner[node] = [Inner(body, inside, 1, originals=originals)]
 
 
 def _instantiate(node: ir.Node, function: ir.Function) -> tuple[ir.Graph, dict[ir.Node, ir.Node]]:
@@ -364,7 +364,7 @@ def _if(node: ir.Node, facts: Facts, model: ir.Model) -> None:
     for index, out in enumerate(node.outputs):
         results = [body.outputs[index] for body in bodies]
         if len({(facts.shape(r), facts.dtypes.get(r)) for r in results}) == 1:
-            _pass(facts, out, facts, results[0])
+            _pass(facts, out, facts, origin=results[0])
             if len(results) > 1:
                 facts.values.pop(out, None)
     _missing(node, facts)

@@ -34,8 +34,8 @@ class Dims:
         Raises:
             PruneError: not NAME=SIZE or NAME:D,D,...; sizes must be at least 1.
         """
-        sizes = dict(_named(text, "=", "--dim", "batch=1") for text in dim_options)
-        shapes = dict(_named(text, ":", "--input-shape", "x:1,3,224,224") for text in shape_options)
+        sizes = dict(_named(text, "=", "--dim", example="batch=1") for text in dim_options)
+        shapes = dict(_named(text, ":", "--input-shape", example="x:1,3,224,224") for text in shape_options)
         for name, size in sizes.items():
             if len(size) != 1:
                 raise PruneError(f"--dim {name}: one number is needed", "write --dim batch=1")

@@ -88,7 +88,7 @@ def _dense(sparse: onnx.SparseTensorProto, path: Path) -> onnx.TensorProto:
     if size > ALWAYS_FINE and size > MAX_GROWTH * (values.nbytes + indices.nbytes):
         raise PruneError(f"{where} would take {size} bytes when dense", "store it dense, or remove it")
     dense = np.zeros(math.prod(dims), values.dtype)
-    dense[_linear(indices, dims, values, where)] = values
+    dense[_linear(indices, dims, values, where=where)] = values
     return numpy_helper.from_array(dense.reshape(dims), sparse.values.name)
 
 

@@ -212,7 +212,7 @@ def _check_functions(model: onnx.ModelProto, path: Path) -> None:
         calls[key], below[key] = Counter(_called(function.node)), _levels(function.node)
     sizes: dict[Function, int] = {}
     for key in calls:
-        _expand(key, calls, sizes, path)
+        _expand(key, calls, sizes, path=path)
     depths: dict[Function, int] = {}
     for key in sizes:  # what is called comes before what calls it
         depths[key] = 1 + below[key] + max((depths.get(called, 0) for called in calls[key]), default=0)

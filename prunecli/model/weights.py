@@ -120,7 +120,7 @@ class Weight:
             change: gets the present values (read-only) and returns an array of the same dtype.
             shape: of the result, if it differs from the present one.
         """
-        self.holder.put(pending(self.tensor, change, self.shape if shape is None else shape, self.name))
+        self.holder.put(pending(self.tensor, change, self.shape if shape is None else shape, name=self.name))
 
 
 def pending(source: ir.TensorProtocol, change: Callable[[Values], Values], shape: Shape, name: str) -> ir.LazyTensor:
@@ -172,13 +172,13 @@ def find_weights(model: Model) -> Weights:
             continue
         shape = tuple(tensor.shape.numpy())
         reads = list(readers(model.ir, holder.value, shape))
-        weight = _weight(holder, shape, reads, names) if tensor.dtype in FLOATS else None
+        weight = _weight(holder, shape, reads, names=names) if tensor.dtype in FLOATS else None
         if weight is not None and tensor.size > 1:
             (found.prunable if weight.kind == "weight" else found.others).append(weight)
             continue
         if weight is not None and all(_is_parameter(use) for use in weight.uses):
             found.single.append(weight)
-        if reason := _reason(tensor, reads, counted, model.ir.meta.get(UNREAD, "")):
+        if reason := _reason(tensor, reads, counted, unread=model.ir.meta.get(UNREAD, "")):
             found.skipped.append(Skipped(_unique(holder, names), reason))
     found.skipped += _counted(counted) + _in_attributes(model.ir)
     return found

@@ -26,20 +26,20 @@ def _read(node: ir.Node, name: str, getter: Callable[[str, T], Any], default: T)
 
 
 def integer(node: ir.Node, name: str, default: int) -> int:
-    return int(_read(node, name, node.attributes.get_int, default))
+    return int(_read(node, name, node.attributes.get_int, default=default))
 
 
 def integers(node: ir.Node, name: str) -> tuple[int, ...] | None:
-    value: Sequence[int] | None = _read(node, name, node.attributes.get_ints, None)
+    value: Sequence[int] | None = _read(node, name, node.attributes.get_ints, default=None)
     return None if value is None else tuple(value)
 
 
 def number(node: ir.Node, name: str, default: float) -> float:
-    return float(_read(node, name, node.attributes.get_float, default))
+    return float(_read(node, name, node.attributes.get_float, default=default))
 
 
 def text(node: ir.Node, name: str, default: str) -> str:
-    return str(_read(node, name, node.attributes.get_string, default))
+    return str(_read(node, name, node.attributes.get_string, default=default))
 
 
 def axes_of(node: ir.Node, arrays: Sequence[np.ndarray[Any, Any] | None]) -> tuple[int, ...] | None:

@@ -103,7 +103,7 @@ def _gemm_contraction(node: ir.Node, index: int, shape: Shape) -> Contraction | 
         data,
         output,
         columns,
-        targets,
+        targets=targets,
         positions=lambda out: out[1 - index],
         channel=-1 if index == 1 else -2,
         rank=2,
@@ -197,7 +197,7 @@ def _matmul_contraction(node: ir.Node, index: int, shape: Shape) -> Contraction 
         data,
         output,
         columns,
-        targets,
+        targets=targets,
         positions=lambda out: math.prod(out) // per_position,
         channel=-1 if index == 1 else -2,
     )

@@ -210,7 +210,7 @@ def _read(options: type[Options]) -> list[Declared]:
         option = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Option)), None)
         if get_origin(hint) is Annotated and option is not None:
             default = one.default_factory() if one.default_factory is not MISSING else one.default
-            found.append(_declared(one.name, option, get_args(hint)[0], default))
+            found.append(_declared(one.name, option, get_args(hint)[0], default=default))
     return found
 
 
@@ -223,4 +223,4 @@ def _declared(field: str, option: Option, hint: Any, default: Any) -> Declared:
         kind = get_args(kind)[0]
     choices = cast("tuple[str, ...]", get_args(kind)) if get_origin(kind) is Literal else ()
     plain = object if kind is Any else kind if kind in (bool, int, float, Path) else str
-    return Declared(field, option, plain, many, optional=optional, default=default, choices=choices)
+    return Declared(field, option, plain, many=many, optional=optional, default=default, choices=choices)

@@ -255,7 +255,12 @@ class Samples(Images):
         from prunecli.data.options import DataOptions
 
         return DataOptions(
-            text, self.labels, self.label_column, self.limit, images=self.images, batch_axes=parse_axes(self.batch_axis)
+            text,
+            self.labels,
+            self.label_column,
+            limit=self.limit,
+            images=self.images,
+            batch_axes=parse_axes(self.batch_axis),
         )
 
     def like(self, other: Any) -> DataOptions:

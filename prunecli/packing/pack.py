@@ -76,8 +76,8 @@ def pack(
 def _packed(path: Path, target: Path, options: PackOptions, dense: dict[str, str], progress: Progress) -> PackResult:
     """`dense`: tensors that must stay so, with the reason."""
     original = load(path)
-    check_target(original, None if options.dry_run else target, options.force, options)
-    file, items = _planned(original, options, dense, progress)
+    check_target(original, None if options.dry_run else target, options.force, asked=options)
+    file, items = _planned(original, options, dense, progress=progress)
     chosen = [item for item in items if item.is_packed]
     if not chosen:
         raise NothingSmaller(f"nothing in {path} would become {options.min_saving:.0%} smaller", _hint(items))
@@ -106,7 +106,7 @@ def _planned(
     """The model, of a new enough opset, and what becomes of its tensors."""
     if options.plain_zeros:
         drop_signs(original)
-    items = plan(original, options, dense, progress)
+    items = plan(original, options, dense, progress=progress)
     if options.coo or all(item.encoded is None for item in items):
         return original, items
     narrow = any(item.encoded is not None and item.row.dtype == "bfloat16" for item in items)
@@ -116,7 +116,7 @@ def _planned(
         return file, items
     if options.plain_zeros:
         drop_signs(file)
-    return file, plan(file, options, dense, progress)
+    return file, plan(file, options, dense, progress=progress)
 
 
 def _hint(items: Sequence[Item]) -> str:
@@ -153,8 +153,8 @@ class _Saved:
         """What was written; None of a dry run."""
         options = self.proof.options
         with written_to(target, options.dry_run) as place:
-            saving = SaveOptions(options.external_data, options.force, made, sparse)
-            found = save(self.proof.model, place, saving, self._inspect)
+            saving = SaveOptions(options.external_data, options.force, made, sparse=sparse)
+            found = save(self.proof.model, place, saving, verify=self._inspect)
         return None if options.dry_run else found
 
     def _inspect(self, staged: Path) -> None:
@@ -195,9 +195,9 @@ def unpack(
         raise PruneError(
             f"{path} holds no packed tensors", "only files of `prune pack` and sparse tensors are unpacked"
         )
-    check_target(file, None if options.dry_run else target, options.force, options)
+    check_target(file, None if options.dry_run else target, options.force, asked=options)
     names = {**file.sparse, **{packed.name: packed.nbytes for packed in file.packed}}
-    items = plan(file, PackOptions(), dict.fromkeys(names, "unpacked"), progress)
+    items = plan(file, PackOptions(), dict.fromkeys(names, "unpacked"), progress=progress)
     saved = _Saved(
         totals(file, concrete_shapes(file, options.dims)),
         PackProof(file, path, items, options=options, progress=progress),

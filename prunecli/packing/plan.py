@@ -109,9 +109,9 @@ def plan(model: Model, options: PackOptions, dense: Mapping[str, str], progress:
     return [
         _item(
             holder,
-            _refusal(holder, reasons, options, model),
+            _refusal(holder, reasons, options, model=model),
             options,
-            id(holder.graph) in inlined,
+            inlined=id(holder.graph) in inlined,
             fill=integers.get(holder.name, 0),
             source=sources.get(holder.name),
         )
@@ -178,10 +178,10 @@ def _item(
     digest = content_digest({"array": array, "fill": np.asarray(fill)}, tensor.dtype.name)
     unmap(tensor)
     if packed > (1 - options.min_saving) * size:
-        return Item(holder, tensor, replace(row, reason=FEW), None, digest=digest, fill=fill)
+        return Item(holder, tensor, replace(row, reason=FEW), encoded=None, digest=digest, fill=fill)
     kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
     row = replace(row, packed_bytes=packed, encoding=kind, detail=detail)
-    return Item(holder, tensor, row, encoded, digest=digest, fill=fill)
+    return Item(holder, tensor, row, encoded=encoded, digest=digest, fill=fill)
 
 
 def _refusal(holder: Holder, dense: Mapping[str, str], options: PackOptions, model: Model) -> str:
@@ -211,7 +211,7 @@ def drop_signs(model: Model) -> None:
         tensor = holder.tensor
         if tensor.dtype in FLOATS and tensor.nbytes >= LEAST:
             shape = tuple(tensor.shape.numpy())
-            holder.put(pending(tensor, _without_signs, shape, holder.name))
+            holder.put(pending(tensor, _without_signs, shape, name=holder.name))
 
 
 def _without_signs(array: Array) -> Array:
@@ -247,7 +247,10 @@ def write(model: Model, items: Iterable[Item]) -> None:
         if units:
             passes = PASSES if graph is model.ir.graph else 1
             _write(
-                graph, units, passes, Writer(graph, names, id(graph) in functions, largest=_numbers(units), opset=opset)
+                graph,
+                units,
+                passes,
+                writer=Writer(graph, names, id(graph) in functions, largest=_numbers(units), opset=opset),
             )
 
 

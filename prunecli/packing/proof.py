@@ -92,7 +92,7 @@ class PackProof:
         saved, before = load(staged).ir, self.tensors
         lossy = () if self.asked.values == "exact" else self.packed
         expected = {place: partial(_holds_rounded, before[place].dtype, self.asked.values) for place in lossy}
-        check_tensors(before, saved, expected, REPORT, self.progress)
+        check_tensors(before, saved, expected, hint=REPORT, progress=self.progress)
         if nodes_of(saved) != self.nodes:
             raise PruneError("internal: packing changed more than weights", REPORT)
 

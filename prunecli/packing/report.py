@@ -51,7 +51,9 @@ def to_json(found: PackResult) -> Json:
     params = sum(row.size for row in found.rows)
     sparsity = 1 - sum(row.nonzero for row in found.rows) / params if params else 0.0
     extra = {"dry_run": found.dry_run, "packing": packing_json(found), "fidelity": fidelity_json(found.fidelity)}
-    return report_json(found, found.command, map(_layer, found.rows), found.skipped, sparsity=sparsity, extra=extra)
+    return report_json(
+        found, found.command, map(_layer, found.rows), skipped=found.skipped, sparsity=sparsity, extra=extra
+    )
 
 
 def _layer(row: PackRow) -> LayerRow:
@@ -108,7 +110,7 @@ def _sizes(found: PackResult) -> Table:
     columns = (Column(""), Column("before", "bytes"), Column("after", "bytes"), Column("remains", "percent"))
     note = _sizes_note(found, after.file_bytes - stored)
     title = "Size, packed" if found.command == "pack" else "Size"
-    return Table(title, columns, rows, note, level=Level.NORMAL)
+    return Table(title, columns, rows, note=note, level=Level.NORMAL)
 
 
 def _sizes_note(found: PackResult, rest: int) -> str:
@@ -137,7 +139,9 @@ def _loading(found: PackResult) -> Table:
         rows.append(["memory while loading (MB)", f"{old.peak_bytes / 1e6:.1f}", f"{new.peak_bytes / 1e6:.1f}",
                      f"{new.peak_bytes / old.peak_bytes:.1f}"])  # fmt: skip
     columns = (Column(""), Column("before"), Column("after"), Column("times"))
-    return Table("Loading", columns, rows, "a fresh process each; it runs as the dense model does once it is loaded")
+    return Table(
+        "Loading", columns, rows, note="a fresh process each; it runs as the dense model does once it is loaded"
+    )
 
 
 def tensors(found: PackResult) -> Table:

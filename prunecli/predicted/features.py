@@ -58,7 +58,7 @@ def describe_weights(model: Model, only: Sequence[str] | None = None) -> Describ
     table = _Table(model, weights, flow)
     rows = [np.concatenate([table.row(k), np.zeros(EXTRAS)]) for k in range(len(weights))]
     gone = [table.gone(k) for k in range(len(weights))]
-    return DescribedGraph(tuple(w.name for w in weights), np.array(rows), np.array(gone), _reads(weights, flow))
+    return DescribedGraph(tuple(w.name for w in weights), np.array(rows), np.array(gone), reads=_reads(weights, flow))
 
 
 def _walked(model: Model, only: Sequence[str] | None) -> tuple[list[Weight], Flow]:
@@ -220,7 +220,7 @@ def describe_groups(model: Model, catalogue: Catalogue) -> DescribedGraph:
         rows.append(np.concatenate([own, extra]))
         gone.append(_gone(slices, group, "in" if read else "out", table=table, numbers=numbers))
     found = np.array([[bool(set(make) & set(read)) for read in readers] for make in makers], float)
-    return DescribedGraph(tuple(g.name for g in catalogue.groups), np.array(rows), np.array(gone), found)
+    return DescribedGraph(tuple(g.name for g in catalogue.groups), np.array(rows), np.array(gone), reads=found)
 
 
 def _gone(slices: WeightSlices, group: Group, role: str, table: _Table, numbers: dict[str, int]) -> Array:

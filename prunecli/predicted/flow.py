@@ -63,7 +63,7 @@ def flow_of(graph: ir.Graph, weights: Sequence[Weight]) -> Flow:
         if not value.is_initializer():
             _know(flow, value, 1.0, sources=frozenset(), before=0)
     for node in graph:
-        _forward(flow, node, layers.get(node, []), weights)
+        _forward(flow, node, layers.get(node, []), weights=weights)
     for value in graph.outputs:
         flow.reach[value] = flow.reach.get(value, 0.0) + 1.0 / len(graph.outputs)
     for node in reversed(list(graph)):
@@ -87,7 +87,7 @@ def _forward(flow: Flow, node: ir.Node, layers: Sequence[int], weights: Sequence
         return
     sources = frozenset(layers) if layers else frozenset().union(*(flow.sources[v] for v in given))
     before = max(flow.before[v] for v in given) + bool(layers)
-    power = _power(flow, node, given, [weights[k] for k in layers])
+    power = _power(flow, node, given, weights=[weights[k] for k in layers])
     if node.op_type == "BatchNormalization" and len(sources) == 1 and _alone(given[0]):
         scale = behind(node.inputs[1]) if node.inputs[1] is not None else None
         if scale is not None:

@@ -74,8 +74,8 @@ def _stages(
             if name not in paths:
                 continue
             path, other = paths[name], name != "float"
-            speed = measure_speed(path, original, options, progress) if options.timing and other else None
-            quality = None if test is None else measured_quality(original, path, test, options).after
+            speed = measure_speed(path, original, options, progress=progress) if options.timing and other else None
+            quality = None if test is None else measured_quality(original, path, test, options=options).after
             found[name] = StageFigures(file_sizes(load(path))["file_bytes"], quality or {}, speed)
         gains = {name: one.speed.pair.gain for name, one in found.items() if one.speed is not None and one.speed.pair}
         return found, [*notes, *slow(gains, advice)]

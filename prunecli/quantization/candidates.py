@@ -97,7 +97,7 @@ class Judge:
     def of(cls, path: Path, feeds: Sequence[Feed], start: Opener) -> Judge:
         """Raises PruneError: no output is a tensor."""
         session = start(path)
-        found = cls(feeds, start, [session.run(feed) for feed in feeds], heads_of(load(path).ir.graph))
+        found = cls(feeds, start, [session.run(feed) for feed in feeds], heads=heads_of(load(path).ir.graph))
         if not found.names:
             raise PruneError(f"no output of {path} is a tensor, so that what quantising does to it cannot be measured",
                              "take the tensors that its last nodes read as outputs")  # fmt: skip

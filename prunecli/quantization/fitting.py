@@ -24,10 +24,11 @@ from prunecli.arrays import Array
 from prunecli.calibration.grams import Equations, Picker, collect
 from prunecli.calibration.layers import LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
+from prunecli.calibration.samples import CalibrationBatches
 from prunecli.model import Model, find_weights
 from prunecli.quantization.stored import GridForm, IntegerGraph, stand_in
 from prunecli.reconstruct.fit import FitTask, masked_least_squares
-from prunecli.reconstruct.refit import CalibrationBatches, Fit
+from prunecli.reconstruct.refit import Fit
 from prunecli.reconstruct.rounding import IntegerGrid, fitted_grid, rounded
 from prunecli.types import Progress, Skipped, no_progress
 
@@ -79,15 +80,15 @@ def fit_graph(
     left = [skip for skip in left if skip.name in graph.weights]
     done = []
     with Store() as store:
-        walks = [Walk(model, data.feeds, store, data.start) for model in (teacher, student)]
-        pair = _BothWalks(walks[0], walks[1], student.graph, data)
+        walks = [Walk(model, data.feeds, store, open_session=data.start) for model in (teacher, student)]
+        pair = _BothWalks(walks[0], walks[1], student.graph, data=data)
         for layer in progress(layers, "fitting layers", len(layers)):
             form, aim = graph.form_of(layer), aims.get(layer.name)
             fits = len(layer.uses) == 1 and layer.shape[2] * layer.shape[3] <= WIDEST
             if form is None or aim is None or not fits:
                 left += [Skipped(layer.name, "it is stored in a form of its own")] * (layer.name in graph.weights)
                 continue
-            done.append(_fit(_LayerVisit(layer, aim, form, graph), pair))
+            done.append(_fit(_LayerVisit(layer, aim, form, graph=graph), pair))
     return done, left
 
 
@@ -98,10 +99,10 @@ def round_graph(prepared: ir.Model, graph: IntegerGraph) -> None:
         if form is None:
             continue
         weights = layer.matrices(_floats(prepared)[layer.name])
-        visit = _LayerVisit(layer, layer, form, graph)
+        visit = _LayerVisit(layer, layer, form, graph=graph)
         grids = [visit.grid(one, np.ones(one.shape[1]), at) for at, one in enumerate(weights)]
         values = np.stack([grid.values(grid.integers(one)) for grid, one in zip(grids, weights, strict=True)])
-        graph.put(layer, grids, values, None)
+        graph.put(layer, grids, values, bias=None)
 
 
 def _floats(prepared: ir.Model) -> dict[str, Array]:
@@ -139,7 +140,12 @@ class _LayerVisit:
         least = self.graph.least_scale(self.layer, self.aim.bias())
         form = self.form
         return fitted_grid(
-            weights, importance, form.kind, form.block, shared=form.shared, least=None if least is None else least[at]
+            weights,
+            importance,
+            form.kind,
+            block=form.block,
+            shared=form.shared,
+            least=None if least is None else least[at],
         )
 
 
@@ -154,7 +160,7 @@ def _fit(visit: _LayerVisit, pair: _BothWalks) -> QuantisedLayer:
     errors = {name: fit.error(judge) / max(judge.spread, 1e-300) for name, fit in fits.items()}
     best = min(ways, key=lambda way: errors[way.name])
     constant = layer.constant() + best.shift if layer.offset is not None else None
-    visit.graph.put(layer, best.grids, best.values, constant)
+    visit.graph.put(layer, best.grids, best.values, bias=constant)
     if constant is None:
         layer.weight.holder.put(ir.Tensor(layer.cast(best.values), dtype=layer.weight.dtype, name=layer.name))
     else:
@@ -208,7 +214,7 @@ def _optimum(task: FitTask) -> Array:
     """The weights that come nearest to the aim, zeros where they are now."""
     if not task.gone.any():
         return task.optimum().weights
-    return masked_least_squares(task.damped, task.target, ~task.gone, task.weights)
+    return masked_least_squares(task.damped, task.target, ~task.gone, start=task.weights)
 
 
 def _rounded(visit: _LayerVisit, tasks: Sequence[FitTask], name: str) -> _Rounding:
@@ -216,8 +222,8 @@ def _rounded(visit: _LayerVisit, tasks: Sequence[FitTask], name: str) -> _Roundi
     for at, task in enumerate(tasks):
         aim = _optimum(task) if name == FITTED else task.weights
         grid = visit.grid(aim, task.gram.diagonal() + np.square(task.x), at)
-        found = grid.values(grid.integers(aim)) if name == NEAREST else rounded(aim, task.damped, grid, task.gone)
+        found = grid.values(grid.integers(aim)) if name == NEAREST else rounded(aim, task.damped, grid, zero=task.gone)
         grids.append(grid)
         values.append(found)
         shifts.append(task.y - found @ task.x - task.offset if task.free else np.zeros(len(found)))
-    return _Rounding(name, grids, np.stack(values), np.stack(shifts))
+    return _Rounding(name, grids, np.stack(values), shift=np.stack(shifts))

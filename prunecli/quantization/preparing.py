@@ -112,7 +112,7 @@ def _with_products_unscaled(model: ir.Model) -> ir.Model:
                 refill(value, (held.read() * factor).astype(held.dtype.numpy()))
                 continue
             taken = taken_names(work.graph)
-            by = add_constant(work.graph, f"{node.name}.{name}", np.array(factor, np.float32), taken)
+            by = add_constant(work.graph, f"{node.name}.{name}", np.array(factor, np.float32), taken=taken)
             product = ir.Node("", "Mul", [value, by], num_outputs=1, name=free_name(f"{node.name}.{name}.Mul", taken))
             product.outputs[0].name = free_name(f"{node.name}.{name}.product", taken)
             work.graph.insert_before(node, [product])

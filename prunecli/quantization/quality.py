@@ -34,4 +34,4 @@ def measured_quality(model: Path, quantised: Path, data: Dataset, options: Quant
     bench = open_models({BASELINE: model, MODEL: quantised}, options.execution)
     done = run_pass(bench.runners, data, options.batch_size)
     found = {role: compute_metrics(each) for role, each in done.predictions.items()}
-    return Quality(len(data), data.source, found[BASELINE], found[MODEL])
+    return Quality(len(data), data.source, found[BASELINE], after=found[MODEL])

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
-from prunecli.calibration.samples import about, calibration_samples, cautions
+from prunecli.calibration.samples import CalibrationBatches, about, calibration_samples, cautions
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, some
 from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
@@ -34,7 +34,6 @@ from prunecli.quantization.quality import labelled_samples, measured_quality
 from prunecli.quantization.ranges import RUNS, Range, fitted_ranges, observe
 from prunecli.quantization.result import QuantizeResult
 from prunecli.quantization.stored import Form, IntegerGraph
-from prunecli.reconstruct.refit import CalibrationBatches
 from prunecli.runtime import saturates
 from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verification, no_progress
 
@@ -65,9 +64,9 @@ def quantize(
     if options.verify:
         options.execution.check()
     file, target = load(path), options.output or named_path(path)
-    check_target(file, None if options.dry_run else target, options.force, options)
+    check_target(file, None if options.dry_run else target, options.force, asked=options)
     with Scratch() as folder:
-        work = Quantisation.of(file, options, folder, progress)
+        work = Quantisation.of(file, options, folder, progress=progress)
         candidates, layers, left = work.candidates(progress)
         best = min(reversed(candidates), key=lambda one: one.error)  # of equal ones the fitted
         return replace(
@@ -117,7 +116,7 @@ class Quantisation:
         start = execution.open
         batches, held, feeds = _divided(data, options, start)
         place, notes = prepared(file, options.form, folder)
-        builder = GraphBuilder.of(place, options.form, options.weights, options.activation_type)
+        builder = GraphBuilder.of(place, options.form, options.weights, activations=options.activation_type)
         judge = Judge.of(plain_path(file), held, start)
         unfit = [] if builder.weights_alone else _unfit(builder.model, options.form)
         nodes = [use.node.name or "" for weight in unfit for use in weight.uses]
@@ -142,7 +141,7 @@ class Quantisation:
         if len(exclude) > len(self.exclude):
             best = self.judge(NEAREST, self._rounded(chosen, exclude))
         graph = self.builder.built(chosen, exclude)
-        layers, left = fit_graph(self.builder.model.ir, graph, self.batches, progress)
+        layers, left = fit_graph(self.builder.model.ir, graph, self.batches, progress=progress)
         return [*found, best, self.judge(FITTED, graph)], layers, [*self.unfit, *left]
 
     def _rounded(self, ranges: Mapping[str, Range], exclude: Sequence[str]) -> IntegerGraph:
@@ -251,9 +250,9 @@ def _saved(
     inspector = QuantisedInspector(work, decided)
     saving = SaveOptions(options.external_data, options.force, Provenance("quantize", recipe))
     with written_to(target, options.dry_run) as place:
-        saved = save(replace(file, ir=best.graph.model), place, saving, inspector)
+        saved = save(replace(file, ir=best.graph.model), place, saving, verify=inspector)
         speed = measure_speed(place, plain_path(file), options) if options.timing else None
-        quality = None if work.test is None else measured_quality(plain_path(file), place, work.test, options)
+        quality = None if work.test is None else measured_quality(plain_path(file), place, work.test, options=options)
     assert inspector.after is not None
     return QuantizeResult(
         model=file.ref, output=None if options.dry_run else saved, before=before, after=inspector.after,

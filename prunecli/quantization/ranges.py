@@ -73,7 +73,7 @@ def _fitted(seen: Observed, least: int, greatest: int) -> Range:
     values = np.concatenate(seen.some).astype(np.float32)
 
     def error(ends: Range) -> float:
-        return _error(values, ends, least, greatest)
+        return _error(values, ends, least, greatest=greatest)
 
     best = min(((low * part, high * part) for part in PARTS), key=error)
     if low < 0 < high:

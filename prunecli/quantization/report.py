@@ -49,7 +49,7 @@ def to_json(found: QuantizeResult) -> Json:
         **speed_delta(found.speed),
     }
     return report_json(
-        found, "quantize", map(_row, found.layers), found.left, sparsity=sparsity, extra=extra,
+        found, "quantize", map(_row, found.layers), skipped=found.left, sparsity=sparsity, extra=extra,
         latency_ms=speed_ms(found.speed),
     )  # fmt: skip
 
@@ -147,7 +147,7 @@ def _sizes(found: QuantizeResult) -> Table:
             if name in found.quality.before:
                 before, after = found.quality.before[name], found.quality.after.get(name)
                 rows.append((f"{name} on {Path(found.quality.source).name}", f"{before:.4f}", f"{after:.4f}", None))
-    return size_table(found.before, found.after, speed_rows(found.speed), ("float", "quantised"), top=rows)
+    return size_table(found.before, found.after, speed_rows(found.speed), columns=("float", "quantised"), top=rows)
 
 
 def _errors(found: QuantizeResult, floats: str = "those") -> Table:
@@ -160,7 +160,9 @@ def _errors(found: QuantizeResult, floats: str = "those") -> Table:
         f"error: mean squared difference of the outputs from {floats} in floating point over their variance, on"
         " held-out samples; where none is in floating point, the share of elements that differ"
     )
-    return Table("Rounding", (Column("weights"), Column("error", "number"), Column("")), rows, note, level=Level.NORMAL)
+    return Table(
+        "Rounding", (Column("weights"), Column("error", "number"), Column("")), rows, note=note, level=Level.NORMAL
+    )
 
 
 def _layers(found: QuantizeResult) -> Table:
@@ -177,7 +179,7 @@ def _layers(found: QuantizeResult) -> Table:
     note = (
         "the last columns: squared error of the layer's output over its variance, on held-out samples" if names else ""
     )
-    return Table("Layers", columns, rows, note, top=TOP, top_by="parameters")
+    return Table("Layers", columns, rows, note=note, top=TOP, top_by="parameters")
 
 
 def _left(found: QuantizeResult) -> Iterator[Section]:

@@ -115,10 +115,10 @@ class IntegerGraph:
         if form == "qdq":
             found = {one.name: one for node in model.graph if (one := _dequantised(node, names or {})) is not None}
             biases = {n: w for n, w in found.items() if content(w.integers).dtype == np.int32}
-            return cls(model, form, {n: w for n, w in found.items() if n not in biases}, biases)
+            return cls(model, form, {n: w for n, w in found.items() if n not in biases}, biases=biases)
         read = _named(model) if form == "dynamic" else _blocked(model)
         weights = {one.name: one for one in read}
-        return cls(model, form, weights, {})
+        return cls(model, form, weights, biases={})
 
     def form_of(self, layer: LinearLayer) -> GridForm | None:
         """What the grid of a layer may be; None where it does not fit the way the layer reads its weight."""
@@ -230,7 +230,7 @@ def _blocked(model: ir.Model) -> Iterator[StoredWeight]:
             integers, scale, zero = (*node.inputs[1:4], None)[:3]
             if integers is not None and scale is not None and integers.const_value is not None:
                 base = (integers.name or "").removesuffix("_Q4")
-                yield StoredWeight(base, integers, scale, zero, size=node.attributes.get_int("K", 0))
+                yield StoredWeight(base, integers, scale, zero=zero, size=node.attributes.get_int("K", 0))
 
 
 def weights_alone(model: ir.Model, kind: str, exclude: Collection[str]) -> IntegerGraph:

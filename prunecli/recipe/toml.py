@@ -263,7 +263,7 @@ def _value(places: Places, path: KeyPath, at: int) -> int:
     """Walk over a value, noting where the parts of arrays and inline tables stand."""
     text = places.text
     if text[at] == "[":
-        return _parts(places, at, "]", ((*path, index) for index in range(len(text))))
+        return _parts(places, at, "]", items=((*path, index) for index in range(len(text))))
     if text[at] == "{":
         return _parts(places, at, "}", items=None, table=path)
     match = _STRING.match(text, at) or _SCALAR.match(text, at)

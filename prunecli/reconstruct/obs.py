@@ -219,7 +219,9 @@ def _removal(weights: Array, inverses: Array, columns: Columns) -> Array:
     overflows goes last."""
     places, widths = np.arange(columns.widths.max()), columns.widths
     members = np.minimum(columns.starts[:-1, None] + places, columns.starts[1:, None] - 1)
-    surgeon = Surgeon(weights, inverses, members if len(places) > 1 else None, places < widths[:, None], _FLOOR)
+    surgeon = Surgeon(
+        weights, inverses, members if len(places) > 1 else None, real=places < widths[:, None], floor=_FLOOR
+    )
     out, every, highest = (
         np.full((len(weights), columns.units), np.inf),
         np.arange(len(weights)),
@@ -300,7 +302,9 @@ def columns_of(pattern: Pattern, rows: int, taps: int, cols: int) -> Columns:
         ends = _starts(taps, cols, pattern.window)
         widths = np.diff(ends)
         windows = np.repeat(np.arange(len(widths)), widths)
-        return Columns(np.arange(size), np.arange(size + 1), 1, windows, np.maximum(widths - pattern.keep, 0))
+        return Columns(
+            np.arange(size), np.arange(size + 1), 1, windows=windows, drop=np.maximum(widths - pattern.keep, 0)
+        )
     _, height, depth, width = pattern.tile((1, rows, taps, cols))
     if depth == 1:
         return Columns(np.arange(size), _starts(taps, cols, width), height)

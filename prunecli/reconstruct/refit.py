@@ -25,13 +25,13 @@ from prunecli.calibration.fitted import LayerJournal, StoredLayer
 from prunecli.calibration.gradients import OutputError, looked_at
 from prunecli.calibration.grams import Equations, Picker, batches_read
 from prunecli.calibration.layers import LinearLayer, refittable
-from prunecli.calibration.layerwise import Opener, Store, Walk
+from prunecli.calibration.layerwise import Store, Walk
+from prunecli.calibration.samples import CalibrationBatches
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.reconstruct.fit import SPARE_WORTH, with_diagonal
 from prunecli.reconstruct.turning import Turned, turn
 from prunecli.registry import into
-from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped, no_progress
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -95,7 +95,7 @@ def lstsq(sums: Equations, present: Fit, free: bool) -> Iterator[Fit]:
         weights = present.weights + _solved(found.gram, wanted, ridge)
         if np.isfinite(weights).all():
             constant = found.y - _products(weights, found.x) if free else present.constant
-            yield Fit("lstsq", weights, constant, ridge)
+            yield Fit("lstsq", weights, constant, ridge=ridge)
 
 
 def _products(weights: Array, x: Array) -> Array:
@@ -159,21 +159,6 @@ _TINY = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)
-class CalibrationBatches:
-    """Batches of feeds: the first `fitted` of them are for fitting, the others judge. `spare`: batches to be fitted on,
-    too, where those that judge say that it helps."""
-
-    feeds: Sequence[Mapping[str, Array]]
-    fitted: int
-    start: Opener = Session.open
-    spare: Sequence[Mapping[str, Array]] = ()
-
-    @property
-    def held(self) -> bool:
-        return self.fitted < len(self.feeds)
-
-
-@dataclass(frozen=True)
 class LayerFit:
     """What was done to one layer. Errors: squared differences from its aim over the spread of the aim, on held-out data
     if there are any. `mirrored`: mirror images of the samples were fitted on, too."""
@@ -217,21 +202,26 @@ def refit(
     if method == "none":
         return out
     if method in TURNING:
-        heads = turn(original, cut, removed, data.feeds, data.fitted, start=data.start)
+        heads = turn(original, cut, removed, data=data)
         original, out.turned = heads.model, heads.done
     layers, left = refittable(cut)
     before = {layer.output: layer for layer in refittable(original)[0]}
     with Store() as store, journal or LayerJournal(None, "") as kept:
-        walks = [Walk(model, [*data.feeds, *data.spare], store, data.start, keep=()) for model in (original, cut)]
-        pair = _Pair(walks[0], walks[1], removed, data)
+        walks = [
+            Walk(model, [*data.feeds, *data.spare], store, open_session=data.start, keep=())
+            for model in (original, cut)
+        ]
+        pair = _Pair(walks[0], walks[1], removed, data=data)
         for layer in progress(layers, "refitting", len(layers)):
             if layer.output in before:
                 known = kept.layers.get(layer.name)
-                found = _visit(layer, before[layer.output], pair, method, kept) if known is None else known
+                found = (
+                    _visit(layer, before[layer.output], pair, method=method, journal=kept) if known is None else known
+                )
                 if known is not None:
                     pair.reach(layer, before[layer.output])
                     pair.leave(layer, before[layer.output])
-                _take(layer, found, cut.graph, out)
+                _take(layer, found, cut.graph, out=out)
     out.left += left
     return out
 
@@ -271,7 +261,7 @@ class _Pair:
             return part
         shape = self.original.read(layer.target, part[0]).shape
         positions, size = layer.found.positions(shape), layer.shape[2] * layer.shape[3]
-        return [part[place] for place in batches_read(len(part), positions, size, POSITIONS)]
+        return [part[place] for place in batches_read(len(part), positions, size, per_unknown=POSITIONS)]
 
     def is_repeated(self, layer: LinearLayer) -> bool:
         """Whether the sum in which a branch ends is larger than the branch: no element of it is one of the layer's."""
@@ -329,17 +319,17 @@ def _visit(
         return journal.put(layer.name, {"left": "what it reads or should yield is not finite"})
     present = Fit("none", layer.matrices(), layer.constant())
     free = layer.offset is not None
-    fit, after, error = choose(method, fitted, held, present, free)
+    fit, after, error = choose(method, fitted, held, present=present, free=free)
     mirrored = False
     if spare.count:
         spare += fitted
-        other, less, _ = choose(method, spare, held, present, free)
+        other, less, _ = choose(method, spare, held, present=present, free=free)
         mirrored = less < SPARE_WORTH * after
         fit, after = (other, less) if mirrored else (fit, after)
     judge = fitted if held is None else held
     scale = max(judge.spread, _TINY)
     name, errors = layer.node.name or layer.output, {"error_before": error / scale, "error_after": after / scale}
-    done = LayerFit(name, layer.weight.name, fit.method, fit.ridge, **errors, mirrored=mirrored)
+    done = LayerFit(name, layer.weight.name, fit.method, ridge=fit.ridge, **errors, mirrored=mirrored)
     changed = [] if fit.method == "none" else [layer.cast(fit.weights), fit.constant]
     return journal.put(layer.name, asdict(done), changed)
 
@@ -379,7 +369,7 @@ def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibrati
     feeds = data.feeds[data.fitted :] if data.held else data.feeds
     names = looked_at(original.graph.outputs)
     with Store() as store:
-        base, *walks = (Walk(model, feeds, store, data.start, keep=()) for model in (original, *others))
+        base, *walks = (Walk(model, feeds, store, open_session=data.start, keep=()) for model in (original, *others))
         base.reach(names)
         names = [name for name in names if is_float(np.asarray(base.read(name, 0)).dtype)]
         found = []

@@ -41,10 +41,10 @@ class IntegerType:
 INTEGERS = {
     kind.name: kind
     for kind in (
-        IntegerType("int8", 8, -127, 127),
-        IntegerType("uint8", 8, 0, 255),
-        IntegerType("int4", 4, -8, 7),
-        IntegerType("uint4", 4, 0, 15),
+        IntegerType("int8", 8, -127, greatest=127),
+        IntegerType("uint8", 8, 0, greatest=255),
+        IntegerType("int4", 4, -8, greatest=7),
+        IntegerType("uint4", 4, 0, greatest=15),
     )
 }
 
@@ -118,7 +118,7 @@ def fitted_grid(
         best, scale, zero = (np.where(better, new, old) for new, old in ((wrong, best), (step, scale), (origin, zero)))
     if shared:
         scale, zero = np.broadcast_to(scale, (rows, 1)), np.broadcast_to(zero, (rows, 1))
-    return IntegerGrid(kind, scale, zero, max(size, 1) if shared else width)
+    return IntegerGrid(kind, scale, zero, block=max(size, 1) if shared else width)
 
 
 def _spaced(low: Array, high: Array, kind: IntegerType) -> tuple[Array, Array]:
@@ -149,10 +149,10 @@ def rounded(weights: Array, gram: Array, grid: IntegerGrid, zero: Array) -> Arra
         def settle(j: int, column: Array) -> Array:
             return np.where(gone[:, j], 0.0, grid.nearest(int(order[j]), column))
 
-        sweep(work, factor(gram, order), np.arange(1, size + 1), settle)
+        sweep(work, factor(gram, order), np.arange(1, size + 1), settle=settle)
         out = np.empty_like(work)
         out[:, order] = work
-        return descended(out, weights, gram, grid, zero)
+        return descended(out, weights, gram, grid=grid, zero=zero)
 
 
 def descended(values: Array, weights: Array, gram: Array, grid: IntegerGrid, zero: Array) -> Array:

@@ -26,7 +26,8 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.calibration.grams import Picker
 from prunecli.calibration.layers import LinearLayer, refittable
-from prunecli.calibration.layerwise import Opener, Store, Walk
+from prunecli.calibration.layerwise import Store, Walk
+from prunecli.calibration.samples import CalibrationBatches
 from prunecli.errors import PruneError
 from prunecli.model.constants import is_constant
 from prunecli.model.graphs import refill
@@ -127,7 +128,7 @@ class Couplings:
 
     def _product(self, node: ir.Node, sides: Mapping[int, LinearLayer]) -> Coupling | None:
         """Both sides of a product are outputs of layers."""
-        first, second = self._rows(sides[0], node, 0, -1), self._rows(sides[1], node, 1, -2)
+        first, second = self._rows(sides[0], node, 0, axis=-1), self._rows(sides[1], node, 1, axis=-2)
         if first is None or second is None:
             return None
         left, right = np.broadcast_arrays(first, second)
@@ -151,13 +152,13 @@ class Couplings:
         reader = readers.get((data.name if data is not None else "") or "")
         if reader is None or reader.node is not reader_node:
             return None
-        rows = self._rows(sides[1], node, 1, -1)
+        rows = self._rows(sides[1], node, 1, axis=-1)
         if rows is None:
             return None
         value = node.outputs[0].name or ""
         self.walk.reach([value])
         spread = np.broadcast_to(rows[..., None, :], self.walk.read(value, 0).shape)
-        there = _numbers(self.walk, value, spread, [reader.found.data])
+        there = _numbers(self.walk, value, spread, ends=[reader.found.data])
         self.walk.release(value)
         if there is None:
             return None
@@ -191,7 +192,7 @@ class Couplings:
             shape = self.walk.read(layer.branch, 0).shape
             self._axes[layer.branch] = len(shape) + layer.found.channel
             along = np.arange(layer.shape[1]).reshape(-1, *[1] * (-layer.found.channel - 1))
-            there = _numbers(self.walk, layer.branch, np.broadcast_to(along, shape), names)
+            there = _numbers(self.walk, layer.branch, np.broadcast_to(along, shape), ends=names)
             ends = [] if there is None else [
                 _End(node, index, there[name]) for (node, index), name in zip(arrivals, names, strict=True)
             ]  # fmt: skip
@@ -301,7 +302,7 @@ def _coupling(left: Side, right: Side, centred: tuple[bool, bool]) -> Coupling |
         for one in range(block.max() + 1):
             met = np.unique(alike[block.reshape(-1) == one])
             alike = np.where(np.isin(alike, met), met[0], alike)
-    return Coupling(left, right, alike, centred)
+    return Coupling(left, right, alike, centred=centred)
 
 
 # -- turning --------------------------------------------------------------------------------------------
@@ -409,26 +410,25 @@ class TurnedModel:
     rank: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
-def turned(
-    model: ir.Model, feeds: Sequence[Mapping[str, Array]], fitted: int, start: Opener, removed: Positions | None = None
-) -> TurnedModel:  # fmt: skip
+def turned(model: ir.Model, data: CalibrationBatches, removed: Positions | None = None) -> TurnedModel:
     """The model with the dimensions inside heads turned: so that the `removed` ones hold the least, where it pays on
     the samples that judge; without `removed`, all in descending order.
 
     Args:
         model: in working form; not changed.
-        feeds: batches, of which the first `fitted` are for fitting; the others judge, or all if there are no others.
+        data: without held-out batches, those that are fitted on are compared.
     Raises:
         PruneError: onnxruntime cannot run a piece of the model.
     """
     with Store() as store:  # one batch tells where layers meet
-        found = list(Couplings(model, Walk(model, feeds[:1], store, start, keep=())))
+        found = list(Couplings(model, Walk(model, data.feeds[:1], store, open_session=data.start, keep=())))
     each = [(one, None if removed is None else _gone(one, removed)) for one in found]
     wanted = [(one, gone) for one, gone in each if removed is None or gone is not None]
     plans, out = list[_Turning](), TurnedModel(model)
-    batches = [list(range(fitted)), list(range(fitted, len(feeds))) or list(range(fitted))]
+    fitted, rest = list(range(data.fitted)), list(range(data.fitted, len(data.feeds)))
+    batches = [fitted, rest or fitted]
     with Store() as store:
-        walk = Walk(model, feeds if wanted else [], store, start, keep=())
+        walk = Walk(model, data.feeds if wanted else [], store, open_session=data.start, keep=())
         for number, (one, gone) in enumerate(wanted):
             walk.reach(_measured(one))
             plan, told = _planned(one, [_moments(one, walk, some) for some in batches], gone)
@@ -499,7 +499,7 @@ def _apply(model: ir.Model, plans: Sequence[_Turning]) -> list[str]:
                 basis = plan.bases.get(int(plan.coupling.alike[block]))
                 if basis is not None:
                     change = basis.T if left else np.linalg.inv(basis)
-                    _mix(weights[0], constants[0], side.places[block], change, side.reads)
+                    _mix(weights[0], constants[0], side.places[block], change=change, reads=side.reads)
             refill(layer.weight.holder.value, layer.cast(weights))
             changed[layer.name] = None
             if not side.reads and layer.offset is not None and not layer.offset.new:
@@ -516,13 +516,10 @@ def _mix(matrix: Array, constant: Array, places: Array, change: Array, reads: bo
         matrix[places], constant[places] = change @ matrix[places], change @ constant[places]
 
 
-def turn(
-    original: ir.Model, cut: ir.Model, removed: Positions, feeds: Sequence[Mapping[str, Array]], fitted: int, *,
-    start: Opener,
-) -> TurnedModel:  # fmt: skip
+def turn(original: ir.Model, cut: ir.Model, removed: Positions, data: CalibrationBatches) -> TurnedModel:
     """The original turned, and in place the cut, which is a copy of it without the `removed` positions. Nothing is
     turned where the cut does not hold the original's numbers."""
-    out, changes = turned(original, feeds, fitted, start, removed), dict[str, Array]()
+    out, changes = turned(original, data, removed), dict[str, Array]()
     for name in out.changed:
         before, after, now = (_stored(model, name) for model in (original, out.model, cut))
         gone = removed.get(name, {})

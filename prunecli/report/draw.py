@@ -110,7 +110,7 @@ def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
         twins = {f"share{a}": drawn[0] if drawn and chart.shares(a) else None for a in _XY}
         axes = add_axes(figure, left, bottom, width=wide - _LEFT - _RIGHT, height=high - _BELOW - above, **twins)
         drawn.append(axes)
-        _draw_panel(axes, chart, panel, names)
+        _draw_panel(axes, chart, panel, names=names)
         axes.set_title(titles[number], fontsize=10, color=FOREGROUND, loc="left", pad=5)
         _collect_tips(axes, chart, panel, number=number, tips=tips)
     for axes, panel in zip(drawn, chart.panels, strict=True):

@@ -82,7 +82,7 @@ def _render(console: Console, section: Section, width: int, complete: bool) -> N
         console.print(one_line(table.title), style="bold")
     elif table.columns:  # the title stands above the names of the rows
         table = replace(table, columns=[replace(table.columns[0], title=one_line(table.title)), *table.columns[1:]])
-    _render_table(console, table, width, complete)
+    _render_table(console, table, width, complete=complete)
     if section.note:
         console.print(one_line(section.note), style="dim")
 
@@ -161,7 +161,7 @@ def fit(columns: Sequence[Column], texts: list[list[str]], width: int) -> Fitted
             room = range(widths[place], 0, -1)
             cells[place] = next((found for w in room if (found := shortened(cells[place], w))), cells[place])
     said += [f"not shown at this width: {', '.join(dropped)}"] if dropped else []
-    return FittedTable(shown, [list(row) for row in zip(*cells, strict=True)], widths, said)
+    return FittedTable(shown, [list(row) for row in zip(*cells, strict=True)], widths, left_out=said)
 
 
 def _leave_out_beginnings(columns: Sequence[Column], cells: list[list[str]], said: list[str]) -> None:

@@ -25,7 +25,7 @@ def layer_bars(rows: Iterable[tuple[str, int, int]], removed: str) -> Iterator[S
         names, before, after = zip(*ordered, strict=True)
         gone = [b - a for b, a in zip(before, after, strict=True)]
         series = [(KEPT, list(after)), (removed, gone)]
-        yield Bars("Parameters by layer", names, series, "count", stacked=True)
+        yield Bars("Parameters by layer", names, series, form="count", stacked=True)
 
 
 SIZES = {
@@ -56,7 +56,7 @@ def size_table(
         texts = [f"{about}{cell_text(value, form)}" for value in (old, new)]
         rows.append((title, *texts, share(new, old)))
     heads = (Column(""), Column(columns[0]), Column(columns[1]), Column("remains", "percent"))
-    return Table("Size", heads, [*top, *rows, *more], at_sizes(before), level=Level.NORMAL)
+    return Table("Size", heads, [*top, *rows, *more], note=at_sizes(before), level=Level.NORMAL)
 
 
 def at_sizes(found: Totals) -> str:
@@ -70,7 +70,7 @@ def size_bars(before: Totals, after: Totals) -> Section:
     sizes = [(title, getattr(before, name), getattr(after, name)) for name, title in SIZES.items()]
     known = [(title, new / old) for title, old, new in sizes if old and new is not None]
     names, left = [title for title, _ in known], [share for _, share in known]
-    return Bars("What remains of the original", names, [("", left)], "percent", full=1.0)
+    return Bars("What remains of the original", names, [("", left)], form="percent", full=1.0)
 
 
 def headline(text: str, tone: Tone = "plain") -> Text:

@@ -28,7 +28,7 @@ def bars_table(bars: Bars) -> Table:
     """Return one row per label: the values, then a bar for each."""
     stacked = bars.stacked and len(bars.series) > 1
     columns, rows = _stacked(bars) if stacked else _side_by_side(bars)
-    return Table(bars.title, columns, rows, bars.note)
+    return Table(bars.title, columns, rows, note=bars.note)
 
 
 def chart_table(chart: Chart) -> Table:
@@ -43,7 +43,7 @@ def chart_table(chart: Chart) -> Table:
         Column(chart.y.title, "graph"),
         *(Column(title, chart.y.form, drop=1 if title in titles[:2] else 0) for title in titles),
     ]
-    return Table(chart.title, columns, [row for panel in rows for row in panel], chart.note)
+    return Table(chart.title, columns, [row for panel in rows for row in panel], note=chart.note)
 
 
 def bar(length: float) -> str:

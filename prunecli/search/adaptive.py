@@ -122,15 +122,15 @@ def adaptive(
     target = options.output or default_output(path)
     options = at_data(path, options)
     file, session = open_model(path, options)
-    check_target(file, None if options.dry_run else target, options.force, options)
+    check_target(file, None if options.dry_run else target, options.force, asked=options)
     tune, held = split(options, session)
-    seen = check_apart(tune, held, session, options)
+    seen = check_apart(tune, held, session, options=options)
     choosing, confirming = both_parts(tune, held, session, options=options, heads=heads_of(file.ir.graph))
     setup = set_up(file, tune, choosing, options=options, progress=progress)
     goal = Goal(options.limit_of_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.runner, setup.pruner, goal, rounds=options.rounds, predict=setup.pruner.predicted)
     with closing(setup.runner), Scratch() as folder:
-        models = StepModels(setup, options, folder, progress)
+        models = StepModels(setup, options, folder, progress=progress)
         interrupted = _interruptible(lambda: run.run(options.strategy))
         if options.recovers and not interrupted:
             interrupted = _interruptible(lambda: models.recover_further(run))

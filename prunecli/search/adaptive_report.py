@@ -163,7 +163,7 @@ def _path(found: AdaptiveResult) -> Table:
         f" {found.samples[1]:,} other samples. "
     )
     seen = dict.fromkeys(step.stage.split()[0] for step in found.steps)
-    return Table("Path", columns, rows, note + "; ".join(f"{stage}: {STAGES[stage]}" for stage in seen), top=TOP)
+    return Table("Path", columns, rows, note=note + "; ".join(f"{stage}: {STAGES[stage]}" for stage in seen), top=TOP)
 
 
 def _front(found: AdaptiveResult) -> Table:
@@ -177,7 +177,7 @@ def _front(found: AdaptiveResult) -> Table:
     rows = [(m.step.number, m.step.remains, number(m.step.drop.value), _standing(m.step, held), *[m.path] * kept)
             for m in models]  # fmt: skip
     note = "what no other step beats in both" + (", and the one that was confirmed" if beaten else "")
-    return Table("Pareto front", columns, rows, note, top=TOP)
+    return Table("Pareto front", columns, rows, note=note, top=TOP)
 
 
 def _standing(step: SearchStep, held: Sequence[SearchStep]) -> str:
@@ -189,7 +189,7 @@ def _thresholds(found: AdaptiveResult) -> Table:
     columns = (Column("layer" if elements else "group", "name"), Column("elements" if elements else "units", "count"),
                Column("removed", "percent"), Column("threshold", "number"))  # fmt: skip
     rows = [(one.layer.name, one.layer.count, one.fraction, number(one.threshold)) for one in found.layers]
-    return Table("Thresholds", columns, rows, "the largest score that goes", top=TOP)
+    return Table("Thresholds", columns, rows, note="the largest score that goes", top=TOP)
 
 
 # -- charts -----------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class _Scales:
         written = c is self.found.confirmations[-1] and self.pair is not None
         x = self.pair.model.median if written and self.pair is not None else self.across(c.step)
         low, high = sorted((self.up(c.low), self.up(c.high)))
-        return Series("on held-out samples", [x], [self.up(c.drop.value)], "points", low=[low], high=[high])
+        return Series("on held-out samples", [x], [self.up(c.drop.value)], draw="points", low=[low], high=[high])
 
     def chart(self, panel: Panel, name: str, note: str) -> Chart:
         if self.pair is None:
@@ -258,7 +258,7 @@ def path_chart(found: AdaptiveResult, name: str) -> Chart:
     def series(title: str, steps: Sequence[SearchStep], draw: Literal["points", "line"]) -> Series:
         labels = [f"step {step.number}" for step in steps] if draw == "points" else []
         x, y = [scales.across(step) for step in steps], [scales.up(step.drop.value) for step in steps]
-        return Series(title, x, y, draw, labels=labels)
+        return Series(title, x, y, draw=draw, labels=labels)
 
     drawn = [  # also if empty: colours keep their meaning
         series(title, [step for step in shown if step.allowed == allowed], "points")

@@ -115,7 +115,7 @@ class TrialMetric:
             return self.judge.parts(collector.found[self.name], np.concatenate(labels) if labels else None)
         if self.reading is None:
             mixture = self.mixtures.get(self.output)
-            rows = [agreement(self.name, batch.trim(name, ref[name]), batch.trim(name, out[name]), mixture)
+            rows = [agreement(self.name, batch.trim(name, ref[name]), batch.trim(name, out[name]), mixture=mixture)
                     for batch, out, ref in pairs for name in [self.output]]  # fmt: skip
             return {"fidelity": np.concatenate(rows)}
         found = predictions(self.reading, ((batch, out) for batch, out, _ in pairs))
@@ -156,7 +156,7 @@ class TrialMetric:
         if self.name in PER_SAMPLE:
             return _mean_drop(sign * (_each(self.name, base) - _each(self.name, trial)), self.counted)
         return _jackknife(
-            lambda p, q: sign * (_metric(self.name, q) - _metric(self.name, p)), trial, base, self.counted
+            lambda p, q: sign * (_metric(self.name, q) - _metric(self.name, p)), trial, base, counted=self.counted
         )
 
     def damage(self, reference: Outputs, outputs: Outputs, count: int) -> Array:
@@ -214,7 +214,7 @@ def choose_metric(
     base = predictions(reading, zip(batches, reference, strict=True))
     chosen = wanted or ("r2" if reading.regression else "accuracy")
     _check_metric(chosen, base)
-    return TrialMetric(chosen, reading.output, base.reading, scales, reference=base, mixtures=mixtures)
+    return TrialMetric(chosen, reading.output, base.reading, scales=scales, reference=base, mixtures=mixtures)
 
 
 def _trimmed(batch: Batch, outputs: Outputs) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def _jackknife(figure: Any, trial: Predictions, base: Predictions, counted: bool
     owner = np.random.default_rng(0).permutation(count) % blocks
     ranks = np.unique(base.sample, return_inverse=True)[1]
     kept = [owner[ranks] != block for block in range(blocks)] if math.isfinite(whole) else []
-    return _from_blocks(whole, [figure(_some(trial, keep), _some(base, keep)) for keep in kept], count, counted)
+    return _from_blocks(whole, [figure(_some(trial, keep), _some(base, keep)) for keep in kept], count, counted=counted)
 
 
 def _judged_drop(judge: SampleMetric, own: Records, records: Records) -> Drop:
@@ -347,7 +347,7 @@ def _judged_drop(judge: SampleMetric, own: Records, records: Records) -> Drop:
         return _mean_drop(judge.sign * (own["each"] - records["each"]), steps)
     lost = judge.sign * (own["parts"] - records["parts"])
     steps = judge.fraction or all(bool(((each["parts"] >= 0) & (each["parts"] <= 1)).all()) for each in (own, records))
-    return _from_blocks(float(lost[0]), lost[1:].tolist(), int(own["samples"]), steps)
+    return _from_blocks(float(lost[0]), lost[1:].tolist(), int(own["samples"]), counted=steps)
 
 
 def _from_blocks(whole: float, without: Sequence[float], count: int, counted: bool) -> Drop:

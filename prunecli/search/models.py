@@ -97,7 +97,7 @@ class StepModels:
         name = digest(allocation)
         if name not in self.recovered:
             place = self.folder / f"recovered-{len(self.recovered)}.onnx"
-            self.setup.pruner.save(allocation, PrunedFile(output=place, verify=False), {}, self.progress)
+            self.setup.pruner.save(allocation, PrunedFile(output=place, verify=False), {}, progress=self.progress)
             self.recovered[name] = place
         return self.recovered[name]
 
@@ -106,7 +106,7 @@ class StepModels:
         rounds, pruner = () if last is None else last.rounds, self.setup.pruner
         saving = PrunedFile(output=folder / "cut.onnx")
         if last is None:
-            cut = pruner.save(allocation, saving, {}, self.progress)
+            cut = pruner.save(allocation, saving, {}, progress=self.progress)
         else:
             cut = pruner.cut_further(last.path, last.allocation, allocation, saving=saving, progress=self.progress)
         training = self._training(cut, folder / "trained.onnx")
@@ -117,7 +117,7 @@ class StepModels:
         """Return the options of the training. Distillation on the samples of the search is validated on samples that
         neither search nor confirm."""
         o = self.options
-        training = training_of(o, self.setup.file.path, output, cut, keep_start=True)
+        training = training_of(o, self.setup.file.path, output, cut=cut, keep_start=True)
         if not o.distills or o.train_data is not None:
             return training
         judging = o.validation
@@ -142,9 +142,12 @@ class StepModels:
         its training."""
         o = self.options
         if not o.pack:
-            return self._written(step, target, said, o.dry_run)
+            return self._written(step, target, said, dry_run=o.dry_run)
         done, small = packed_after(
-            target, pack_options(o), lambda place: self._written(step, place, said, False), self.progress
+            target,
+            pack_options(o),
+            lambda place: self._written(step, place, said, dry_run=False),
+            progress=self.progress,
         )
         return told(done, small, o.dry_run)
 
@@ -152,7 +155,7 @@ class StepModels:
         if step.number in self.trained:
             return self._timed(self._write_trained(self.trained[step.number], target), target)
         saving = self.options.part(PrunedFile, output=target, dry_run=dry_run, timed=self.options.timing)
-        return self.setup.pruner.save(step.allocation, saving, said, self.progress)
+        return self.setup.pruner.save(step.allocation, saving, said, progress=self.progress)
 
     def _write_trained(self, made: Trained, target: Path) -> Result:
         """Copy the trained file to its place; return the result, with the rounds that led to it."""
@@ -176,7 +179,7 @@ class StepModels:
         """Return the result with the speed of the file beside the original, if structures were cut."""
         if isinstance(done, MagnitudeResult) or not self.options.timing:
             return done
-        return replace(done, speed=measured(place, self.setup.file.path, self.options, self.progress))
+        return replace(done, speed=measured(place, self.setup.file.path, self.options, progress=self.progress))
 
     def front(self, steps: Sequence[SearchStep]) -> Iterator[FrontModel]:
         """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many.
@@ -199,7 +202,7 @@ class StepModels:
         else:
             saving = PrunedFile(output=place, force=True, verify=self.options.verify,
                                 external_data=self.options.external_data)  # fmt: skip
-            self.setup.pruner.save(step.allocation, saving, {"front": step.number}, self.progress)
+            self.setup.pruner.save(step.allocation, saving, {"front": step.number}, progress=self.progress)
         return FrontModel(step, str(place))
 
 

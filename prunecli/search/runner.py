@@ -247,7 +247,7 @@ class LocalProcesses:
 
         given_up = PruneError("the processes that run trials die again and again",
                               "use fewer --jobs: memory may be short")  # fmt: skip
-        yield from _persistent(partial(self._once, workspace), groups, (TerminatedWorkerError,), given_up)
+        yield from _persistent(partial(self._once, workspace), groups, (TerminatedWorkerError,), given_up=given_up)
 
     def _once(self, workspace: Workspace, left: dict[int, TrialGroup]) -> Iterator[Result]:
         from joblib import Parallel, delayed
@@ -291,7 +291,7 @@ class Dask:
 
         lost = (CancelledError, KilledWorker, TimeoutError)
         given_up = PruneError("the cluster's workers die again and again", "look into their logs")
-        yield from _persistent(partial(self._once, workspace), groups, lost, given_up)
+        yield from _persistent(partial(self._once, workspace), groups, lost, given_up=given_up)
 
     def _once(self, workspace: Workspace, left: dict[int, TrialGroup]) -> Iterator[Result]:
         from distributed import as_completed

@@ -122,12 +122,16 @@ def sensitivity(
 
 def _on_data(model: Path, options: SensitivityOptions, progress: Progress) -> SensitivityResult:
     file, session = open_model(model, options)
-    check_target(file, None, False, options)
+    check_target(file, None, False, asked=options)
     data = options.tried.open(session.inputs, session.outputs)
     if options.tried.limit is None and len(data) > SAMPLES:
         data, _ = data.split(SAMPLES / len(data), options.seed, groups_of(data, options))
     setup = set_up(
-        file, data, TrialSamples.of(data, session, options, heads_of(file.ir.graph)), options=options, progress=progress
+        file,
+        data,
+        TrialSamples.of(data, session, options, heads=heads_of(file.ir.graph)),
+        options=options,
+        progress=progress,
     )
     with closing(setup.runner):
         proxy, told = _proxy(setup, options, progress)
@@ -146,8 +150,8 @@ def _from_the_file(model: Path, options: SensitivityOptions, progress: Progress)
     """Predicted without data, and so not checked."""
     file = load(model)
     check_numbers(file)
-    check_target(file, None, False, options)
-    pruner = open_pruner(model, options, None, progress)
+    check_target(file, None, False, asked=options)
+    pruner = open_pruner(model, options, None, progress=progress)
     try:
         proxy = _read_off(pruner.predicted())
     except Undescribed as reason:
@@ -183,7 +187,9 @@ def _by_trials(setup: TrialSetup, options: SensitivityOptions) -> tuple[list[Sen
     layers = _layers(setup, options)
     groups = [replace(group, probe=False) for group in curve_trials(layers, options.levels)]
     found = setup.runner.measure(groups, "cutting each layer alone")
-    return [_row(setup, k, levels_of(k, options.levels), own) for k, own in zip(layers, found, strict=True)], None
+    return [
+        _row(setup, k, levels_of(k, options.levels), outcomes=own) for k, own in zip(layers, found, strict=True)
+    ], None
 
 
 def _layers(setup: TrialSetup, options: SensitivityOptions) -> list[Layer]:

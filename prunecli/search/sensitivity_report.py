@@ -125,7 +125,7 @@ def _table(found: SensitivityResult) -> Table:
     columns.append(Column("mean damage", "number"))
     rows = [[row.layer.name, row.layer.params, *_cells(row, levels), number(row.mean_damage)] for row in found.rows]
     title = "Predicted damage" if found.proxy else f"{_metric(found)}: {found.change}"
-    return Table(f"{title}, by the fraction removed", columns, rows, _note(found), top=TOP, level=Level.NORMAL)
+    return Table(f"{title}, by the fraction removed", columns, rows, note=_note(found), top=TOP, level=Level.NORMAL)
 
 
 def _cells(row: SensitivityRow, levels: list[float]) -> list[Cell]:
@@ -164,7 +164,7 @@ def sensitivity_chart(found: SensitivityResult) -> Chart:
     panels = [Panel([_curve(row)], row.layer.name) for row in found.rows]
     if found.proxy is not None:
         y = ChartAxis("predicted damage")
-        return Chart("Predicted damage by layer", panels, ChartAxis("removed", "percent"), y)
+        return Chart("Predicted damage by layer", panels, ChartAxis("removed", "percent"), y=y)
     y = ChartAxis(f"{_metric(found)} {found.change}")
     note = "bands: one standard error to both sides"
     return Chart("Loss by layer", panels, ChartAxis("removed", "percent"), y=y, note=note)

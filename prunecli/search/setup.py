@@ -87,7 +87,7 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
         PruneError: an option is unusable, there is nothing to prune, or the state file is of something else.
     """
     given = SampleSubset.of_data(options.tried, data)
-    pruner = open_pruner(file.path, options, given, progress)
+    pruner = open_pruner(file.path, options, given, progress=progress)
     files, metric, provider = _files(file), samples.metric, options.execution.provider
     identity = digest(
         content_digest(files), pruner.identity, _content(samples.batches),
@@ -97,7 +97,10 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
         identity, files, pruner.at, samples=samples, probes=samples.probes(options.probes), provider=provider
     )
     return TrialSetup(
-        file, pruner, TrialRunner(workspace, pool_of(options), Journal(options.state, identity), progress), given
+        file,
+        pruner,
+        TrialRunner(workspace, pool_of(options), Journal(options.state, identity), progress=progress),
+        data=given,
     )
 
 
@@ -186,9 +189,9 @@ def both_parts(
     if len({None if labels is None else labels.shape[1:] for labels in parts}) > 1:
         raise PruneError("the labels of --data and --confirm-data differ in shape", "give labels alike for both")
     labels = None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
-    first = TrialSamples.of(tune, session, options, heads, labels)
+    first = TrialSamples.of(tune, session, options, heads=heads, labels=labels)
     same = options if labels is not None else replace(options, metric=first.metric.name)
-    second = TrialSamples.of(held, session, same, heads, labels)
+    second = TrialSamples.of(held, session, same, heads=heads, labels=labels)
     for samples in (first, second):
         _check_promise(samples, options.allowed)
     return first, second

@@ -143,7 +143,7 @@ class Search:
         for name, outcome in zip({digest(s): s for s in wanted}, outcomes, strict=True):
             if name not in known:
                 allocation = next(s for s in wanted if digest(s) == name)
-                known[name] = self._step(allocation, outcome, stage, trusted)
+                known[name] = self._step(allocation, outcome, stage, trusted=trusted)
                 self.steps.append(known[name])
             trusted = trusted and known[name].allowed
         found = [known[digest(allocation)] for allocation in wanted]
@@ -154,7 +154,7 @@ class Search:
 
     def add(self, allocation: dict[str, float], outcome: Outcome, stage: str) -> SearchStep:
         """Record an allocation that was measured elsewhere as a step."""
-        step = self._step(allocation, outcome, stage, True)
+        step = self._step(allocation, outcome, stage, trusted=True)
         self.steps.append(step)
         if step.allowed and (self.best is None or step.remains < self.best.remains):
             self.best = step
@@ -233,15 +233,15 @@ def predicted(run: Search) -> None:
     for layer in run.space.layers:
         if levels := levels_of(layer):
             damages = found[layer.name].at(1 - np.minimum(levels, MOST_PREDICTED)).tolist()
-            cost = costs_of(run.space.cost, {}, layer.name, run.goal.minimize)
-            run.curves.append(DamageCurve.of(layer.name, [0.0, *levels], [0.0, *damages], cost))
+            cost = costs_of(run.space.cost, {}, layer.name, goal=run.goal.minimize)
+            run.curves.append(DamageCurve.of(layer.name, [0.0, *levels], [0.0, *damages], cost=cost))
     _along(run)
 
 
 def _along(run: Search) -> None:
     """Follow the path of the curves, then those of curves corrected around the best so far."""
     path = run.path = best_path(run.curves)
-    run.locate(path.at, path.least / 4, path.most, CURVES)
+    run.locate(path.at, path.least / 4, path.most, stage=CURVES)
     for number in range(1, run.rounds):
         before = run.best
         if before is None or not path.segments:
@@ -249,7 +249,7 @@ def _along(run: Search) -> None:
         path = run.path = best_path(in_company(run, before))
         here = path.position(before.allocation)
         low, high = max(here / NEAR, path.least / 4), min(here * NEAR, path.most)
-        run.locate(path.at, low, high, f"{REFINED} {number}")
+        run.locate(path.at, low, high, stage=f"{REFINED} {number}")
         if run.best is None or before.remains - run.best.remains < FINE_ENOUGH * before.remains:
             return
 
@@ -304,8 +304,8 @@ def measured_curves(runner: TrialRunner, space: Space, goal: str) -> Iterator[Da
     layers = [layer for layer in space.layers if levels_of(layer)]
     found = runner.measure(curve_trials(layers), "measuring each layer alone")
     for layer, outcomes in zip(layers, found, strict=True):
-        cost = costs_of(space.cost, {}, layer.name, goal)
-        yield DamageCurve.of(layer.name, [0.0, *levels_of(layer)], [0.0, *(o.damage for o in outcomes)], cost)
+        cost = costs_of(space.cost, {}, layer.name, goal=goal)
+        yield DamageCurve.of(layer.name, [0.0, *levels_of(layer)], [0.0, *(o.damage for o in outcomes)], cost=cost)
 
 
 def in_company(run: Search, at: SearchStep) -> list[DamageCurve]:

@@ -153,7 +153,7 @@ class StructurePruner(UnitSpace):
     def __init__(self, path: Path, options: TrialOptions, samples: DataOptions | None, progress: Progress) -> None:
         self.options, self.samples = options, samples
         cuttable, allowed, self.left = following(partial(_opened, path, options))
-        scores = self._scores(cuttable, options.criterion, progress, allowed)
+        scores = self._scores(cuttable, options.criterion, progress, allowed=allowed)
         latency = options.goal == "latency"
         self.timing = Timing(cuttable, self._cut_options(options.criterion), progress) if latency else None
         table = None if self.timing is None else layer_table(self.timing, allowed)
@@ -161,7 +161,7 @@ class StructurePruner(UnitSpace):
         groups = cuttable.units.groups
         most = {group.name: group_limit(group, options.largest_ratio) for group in groups}
         widths = {group.name: alignment.widths(cuttable.units, group) for group in groups}
-        super().__init__(cuttable, UnitRanking(cuttable.how, scores, most, widths), table)
+        super().__init__(cuttable, UnitRanking(cuttable.how, scores, most, widths=widths), table)
 
     def _cut_options(self, criterion: str | None, **changes: Any) -> CutOptions:
         o = self.options
@@ -229,8 +229,8 @@ class StructurePruner(UnitSpace):
         wanted = self._cut_options(o.criterion, threads=1, recover=o.recovery, **kept, **timed)
         how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(allocation),
                **o.recorded(["include", "exclude"]), **cuttable.how.to_json()}  # fmt: skip
-        decided = Decided(self.mask(allocation), self.ranking.scores, {**how, **said}, self.left)
-        found = carry_out(cuttable, decided, saving.output, wanted, progress=progress, start=start)
+        decided = Decided(self.mask(allocation), self.ranking.scores, {**how, **said}, left=self.left)
+        found = carry_out(cuttable, decided, saving.output, options=wanted, progress=progress, start=start)
         return found if self.timing is None else replace(found, latency=_remaining(found.speed))
 
 

@@ -75,7 +75,7 @@ def suffix(model: onnx.ModelProto, late: list[bool], frontier: Mapping[str, int]
     inputs = [value for value in graph.input if value.name in needed]
     inputs += [onnx.helper.make_tensor_value_info(n, kind, None) for n, kind in frontier.items() if n in needed]
     outputs = [value for value in graph.output if value.name in made]
-    return _model(model, nodes, inputs, outputs)
+    return _model(model, nodes, inputs, outputs=outputs)
 
 
 def prefix(model: onnx.ModelProto, late: list[bool], frontier: Collection[str]) -> onnx.ModelProto:
@@ -87,7 +87,7 @@ def prefix(model: onnx.ModelProto, late: list[bool], frontier: Collection[str]) 
             wanted |= reads(node)
     nodes.reverse()
     inputs = [value for value in model.graph.input if value.name in wanted]
-    return _model(model, nodes, inputs, [onnx.ValueInfoProto(name=name) for name in frontier])
+    return _model(model, nodes, inputs, outputs=[onnx.ValueInfoProto(name=name) for name in frontier])
 
 
 def _model(

@@ -41,7 +41,7 @@ class DamageCurve:
         """From measurements in any order, made monotone: noise is not a gain."""
         order = np.argsort(fractions, kind="stable")
         rising = np.maximum.accumulate(np.asarray(damages, float)[order])
-        return cls(layer, np.asarray(fractions, float)[order], rising - rising[0], cost)
+        return cls(layer, np.asarray(fractions, float)[order], rising - rising[0], cost=cost)
 
     def fine(self) -> tuple[Array, Array]:
         """Fractions in small steps, and damages: exponential between measured points, a power law from zero."""

@@ -56,7 +56,7 @@ class WeightRanking:
         return target_of(weight, self.evidence[weight.name] if of_elements(self.criterion).evidence else None)
 
     def recipe(self, scope: str, sparsity: float) -> Recipe:
-        return Recipe(self.pattern, scope, self.criterion, sparsity, seed=self.seed)
+        return Recipe(self.pattern, scope, self.criterion, sparsity=sparsity, seed=self.seed)
 
     def decisions(self, targets: Mapping[str, Target], allocation: Allocation) -> dict[str, Decision]:
         """Return a decision for each weight that is cut."""
@@ -150,7 +150,7 @@ class ZeroPruner(WeightSpace):
         if isinstance(form, Windows):
             raise PruneError(f"the pattern {form.text} fixes how many weights go", "use `prune magnitude --pattern`")
         self.options, self.samples, self.file = options, samples, floats_of(load(path))
-        self.choice = choose(find_weights(self.file), options.include, options.exclude, options.also)
+        self.choice = choose(find_weights(self.file), options.include, options.exclude, also=options.also)
         self.criterion, evidence, self.notes = self._ranked(progress)
         needs = of_elements(self.criterion).evidence
         chosen = [w for w in self.choice.chosen if w.size and (not needs or w.name in evidence)]
@@ -174,7 +174,7 @@ class ZeroPruner(WeightSpace):
         if not wanted.differentiates:
             how = o.part(Fitting, data=self.samples, threads=1)
             found, left = measured_scores(
-                self.file, self.choice.chosen, criterion, o.pattern, options=how, progress=progress
+                self.file, self.choice.chosen, criterion, pattern=o.pattern, options=how, progress=progress
             )
             return criterion, found, tuple(f"{skip.name} is left alone: {skip.reason}" for skip in left)
         try:
@@ -190,10 +190,10 @@ class ZeroPruner(WeightSpace):
         names = {w.name: w.holder.name for w in chosen if w.holder.graph is self.file.ir.graph}
         one_thread = replace(o.execution, threads=1)  # sums in one order, whatever the machine's cores
         given = GradientSamples(self.samples, seed=o.seed, dims=o.dims, execution=one_thread)
-        source = open_source(self.file, wanted, list(names.values()), given)
+        source = open_source(self.file, wanted, list(names.values()), options=given)
         reached = [w for w in chosen if names.get(w.name) and names[w.name] not in source.gradients.unreached]
         alive = {w.name: np.ones(w.shape, np.bool_) for w in reached}
-        return source.measure(reached, alive, "measuring gradients", progress)
+        return source.measure(reached, alive, "measuring gradients", progress=progress)
 
     @property
     def at(self) -> Callable[[Path], WeightSpace]:
@@ -244,7 +244,9 @@ class ZeroPruner(WeightSpace):
             input_shape=o.input_shape, provider=o.provider, threads=1 if o.recovers else o.execution.threads,
         )  # fmt: skip
         decided = partial(_decided, ranking, allocation, said)
-        return zeroed(path, wanted, Selector("adaptive", self._fitted(decided) if o.recovers else decided), progress)
+        return zeroed(
+            path, wanted, Selector("adaptive", self._fitted(decided) if o.recovers else decided), progress=progress
+        )
 
     def _fitted(self, decided: Callable[..., Selection]) -> Callable[..., Selection]:
         """What was decided, and the weights that are left fitted to it as `prune oneshot` fits them to a plan."""
@@ -264,7 +266,7 @@ def _decided(
     """The selection of a sparsity per weight."""
     known = [w for w in choice.chosen if w.name in ranking.weights]
     found = ranking.decisions({w.name: ranking.target(w) for w in known}, allocation)
-    whole = Recipe("element", "layer", "l1", 0.0)
+    whole = Recipe("element", "layer", "l1", sparsity=0.0)
     decisions = [found[w.name] if w.name in found else decide([target_of(w)], whole)[0] for w in known]
     gone = [w for w in choice.chosen if w.name not in ranking.weights]
     reasons = [Skipped(w.name, "no output that is looked at depends on it") for w in gone]

@@ -108,13 +108,13 @@ def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
     """Add constants to the rows of a contraction's result, in its bias or behind it."""
     node, graph = one.node, numbering.graph
     if node.op_type in GATES:
-        _add_to(numbering, node, 3, np.concatenate([rows, np.zeros_like(rows)], axis=1))
+        _add_to(numbering, node, 3, rows=np.concatenate([rows, np.zeros_like(rows)], axis=1))
     elif node.op_type == "MatMul":
         _add_behind(numbering, one, rows.reshape(-1))
     else:
         share = number_of(node, "alpha", 1.0) / (number_of(node, "beta", 1.0) or np.nan)
         rows = rows.reshape(-1) * (share if node.op_type == "Gemm" else 1.0)
-        _add_to(numbering, node, 2, rows if one.grouped or one.out_axis == 1 else rows[:, None])
+        _add_to(numbering, node, 2, rows=rows if one.grouped or one.out_axis == 1 else rows[:, None])
     assert graph is node.graph
 
 
@@ -189,7 +189,7 @@ def fold_branches(numbering: SliceNumbering) -> list[Branch]:
             numbers = _level(numbering, value)
             if numbers is not None and _level(numbering, out) is None and _alike(numbering, other, out):
                 found.append(Branch(node.name or out.name or "", value.name or "", not numbers.any()))
-                _replace(numbering, node, index, numbers)
+                _replace(numbering, node, index, numbers=numbers)
                 break
     return found
 

@@ -65,7 +65,7 @@ def keep_outputs(model: ir.Model, names: Sequence[str]) -> Dropped | None:
     nodes = drop_unused(model.graph)
     left = tuple(value.name or "" for value in kept)
     change = InterfaceChange(outputs=lambda outputs: {name: outputs[name] for name in left})
-    return Dropped("output", gone, len(nodes), change)
+    return Dropped("output", gone, len(nodes), change=change)
 
 
 def drop_dead_inputs(model: ir.Model) -> Dropped | None:
@@ -78,7 +78,7 @@ def drop_dead_inputs(model: ir.Model) -> Dropped | None:
     for value in dead:
         model.graph.initializers.pop(value.name or "", None)
     change = InterfaceChange(feed=lambda feed: {name: value for name, value in feed.items() if name not in names})
-    return Dropped("input", names, 0, change)
+    return Dropped("input", names, 0, change=change)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def last_token(file: Model, dims: Dims) -> LastToken:
     def last(outputs: Outputs) -> Outputs:
         return {key: value[:, -1:] if key == name else value for key, value in outputs.items()}
 
-    return LastToken(name, head.value.name or "", positions, InterfaceChange(outputs=last))
+    return LastToken(name, head.value.name or "", positions, change=InterfaceChange(outputs=last))
 
 
 def _restate(value: ir.Value) -> None:
@@ -145,7 +145,7 @@ def _head(out: ir.Value, facts: Facts) -> _Head | None:
         value = data
         if len(value.uses()) > 1 or value.is_graph_output():
             break
-    return _Head(value, chain[-1], chain, out) if matrices else None
+    return _Head(value, chain[-1], chain, output=out) if matrices else None
 
 
 def _by_token(node: ir.Node, facts: Facts) -> ir.Value | None:

@@ -43,7 +43,7 @@ def constant_on(
         for batch in progress(data.batches(batch_size), told, data.batch_count(batch_size)):
             found = session.run(batch.feed, portion)
             for name in portion:
-                _widen(ranges, name, axes[name], np.asarray(found[name]))
+                _widen(ranges, name, axes[name], value=np.asarray(found[name]))
     return {key: _level(low, high, tolerance) for key, (low, high) in ranges.items()}
 
 

@@ -189,7 +189,7 @@ def evaluate(numbering: SliceNumbering, node: ir.Node, operands: Mapping[int, Fl
         elif value is not None and value.const_value is not None:
             feed[value.name or ""] = value.const_value.numpy().reshape(())
     try:
-        made = computed([node], feed, node.outputs[0].name or "", numbering.analysis.model)
+        made = computed([node], feed, node.outputs[0].name or "", model=numbering.analysis.model)
     except Exception:  # the evaluator raises many kinds; each means that nothing is known
         return unknown
     return made.astype(np.float64) if made.dtype.kind == "f" and made.shape == unknown.shape else unknown
@@ -333,7 +333,7 @@ def batch_norm(numbering: SliceNumbering, node: ir.Node) -> None:
         return
     scale, bias, mean, variance = (p.array() for p in found if p is not None)
     gain = scale / np.sqrt(variance + number_of(node, "epsilon", 1e-5))
-    slices = times(numbering, "product", numbering.of(x, 1), constants(gain))
+    slices = times(numbering, "product", numbering.of(x, 1), b=constants(gain))
     numbering.say(out, 1, shifted(numbering, slices, bias - mean * gain))
 
 
@@ -345,7 +345,7 @@ def pool(numbering: SliceNumbering, node: ir.Node) -> None:
         return
     slices = numbering.of(x, 1)
     if node.op_type.endswith("AveragePool"):
-        numbering.say(out, 1, linear(numbering, node, slices, not integer(node, "count_include_pad", 0)))
+        numbering.say(out, 1, linear(numbering, node, slices, level=not integer(node, "count_include_pad", 0)))
         return
     made = homogeneous(numbering, (node, "largest"), slices)
     numbering.say(out, 1, made.where(slices.constant, slices))
@@ -361,7 +361,7 @@ def passing(numbering: SliceNumbering, node: ir.Node) -> None:
         return
     table = ties(numbering, node)
     for axis in range(numbering.rank(out)):
-        own = _tied(numbering, table, x, (out, axis))
+        own = _tied(numbering, table, x, to=(out, axis))
         if own is not None and numbering.tells(x, own):
             numbering.say(out, axis, linear(numbering, node, numbering.of(x, own)))
 
@@ -468,13 +468,13 @@ def _products(numbering: SliceNumbering, node: ir.Node) -> None:
     table = ties(numbering, node)
     told = {one.out_axis for one in numbering.contractions[node]}
     for axis in range(numbering.rank(out)):
-        owns = [(v, _tied(numbering, table, v, (out, axis))) for v in (a, b)]
+        owns = [(v, _tied(numbering, table, v, to=(out, axis))) for v in (a, b)]
         if axis in told or not any(own is not None and numbering.of(v, own).tells for v, own in owns):
             continue
         size = numbering.facts.shapes[out][axis]
         made = [numbering.alone(v, size) if own is None else numbering.of(v, own) for v, own in owns]
         left, right = (linear(numbering, (node, place), s) for place, s in enumerate(made))
-        numbering.say(out, axis, times(numbering, (node, "product"), left, right))
+        numbering.say(out, axis, times(numbering, (node, "product"), left, b=right))
 
 
 def _tied(numbering: SliceNumbering, table: AtomTable, value: ir.Value, to: tuple[ir.Value, int]) -> int | None:
@@ -570,13 +570,13 @@ def rearranging(numbering: SliceNumbering, node: ir.Node) -> None:
     """Slices move as the coupling rule says that positions do."""
     table = ties(numbering, node)
     sources = [v for v in dict.fromkeys(node.inputs) if v is not None and numbering.is_data(v)]
-    roots = _roots(numbering, node, table, sources)
+    roots = _roots(numbering, node, table, sources=sources)
     for out in node.outputs:
         for axis in range(numbering.rank(out)) if out.name and numbering.is_data(out) else ():
             number = table.numbers.get((out, axis))
             made = None if number is None else _result(numbering, node, table, roots=roots, number=number)
             if made is not None and made.tells:
-                numbering.say(out, axis, _padded(numbering, node, axis, made))
+                numbering.say(out, axis, _padded(numbering, node, axis, slices=made))
 
 
 def _roots(
@@ -619,9 +619,9 @@ def _result(
     for product, factors in table.products:
         if product == number:
             return _merged(
-                numbering, node, [roots.get(table.find(f)) for f in factors], [table.size(f) for f in factors]
+                numbering, node, [roots.get(table.find(f)) for f in factors], shape=[table.size(f) for f in factors]
             )
-    return _picked(numbering, node, table, number)
+    return _picked(numbering, node, table, number=number)
 
 
 def _merged(

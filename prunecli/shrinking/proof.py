@@ -88,7 +88,7 @@ class ShrinkProof:
         path = plain_path(self.file)
         start = partial(self.options.execution.open, path)
         session = open_original(start)
-        shrunk = open_result(partial(self.options.execution.open, staged), start, "shrunk model", HINT)
+        shrunk = open_result(partial(self.options.execution.open, staged), start, "shrunk model", hint=HINT)
         claim = Claim(reference=Expected(session, self.changes), result=Adapted(shrunk, self.changes),
                       tolerance=self._tolerance(path), names=("shrunk model", "original"), hint=HINT)  # fmt: skip
         return self._verdict(prove(claim, self._cases(session), self.progress))
@@ -125,7 +125,7 @@ class ShrinkProof:
             yield self._random(session, sizes, self.options.seed, spare=True)
 
     def _random(self, session: Session, shapes: InputShapes, seed: int, spare: bool = False) -> Case:
-        case, cut = random_case(session, shapes, seed, spare), self.vocabulary
+        case, cut = random_case(session, shapes, seed, spare=spare), self.vocabulary
         if cut is None:
             return case
         return Case(case.label, lambda: cut.random(case.feed(), np.random.default_rng(seed)), spare=spare)

@@ -48,7 +48,7 @@ def to_json(found: ShrinkResult) -> Json:
         "removed": removed_json(found.removed),
         "tokenizer": found.tokenizer,
     }
-    return report_json(found, "shrink", found.layers, (), sparsity=found.after.sparsity, extra=extra)
+    return report_json(found, "shrink", found.layers, skipped=(), sparsity=found.after.sparsity, extra=extra)
 
 
 def removed_json(removed: Removed) -> Json:

@@ -103,7 +103,7 @@ class _Rounds:
             restore(work)
             found.model = work
             return True
-        return self._cut(found, finder, surplus, told)
+        return self._cut(found, finder, surplus, told=told)
 
     def _finder(self, file: Model, analysis: Analysis) -> Finder:
         units = catalogue(analysis, KINDS)
@@ -113,7 +113,7 @@ class _Rounds:
     def _cut(self, found: Shrunk, finder: Finder, surplus: Surplus, told: dict[int, str]) -> bool:
         analysis, units = finder.units.analysis, finder.units
         try:
-            remove(analysis.model, units.removed(surplus.removed), analysis.inputs, analysis.other_inputs)
+            remove(analysis.model, units.removed(surplus.removed), analysis.inputs, other_inputs=analysis.other_inputs)
         except UnfollowedError as error:
             if error.axes.keys() <= self.whole.keys():
                 raise

@@ -50,7 +50,7 @@ def shrink(
     start, options = time.perf_counter(), ShrinkOptions.of(options, **changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.shrunk.onnx")
-    return replace(_shrunk(path, target, options, progress), seconds=time.perf_counter() - start)
+    return replace(_shrunk(path, target, options, progress=progress), seconds=time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
         options.execution.check()
     options = at_data(path, options)
     original = load(path)
-    check_target(original, None if options.dry_run else target, options.force, options)
+    check_target(original, None if options.dry_run else target, options.force, asked=options)
     _check_kind(original, options)
     check_finite(original)
     words = target.with_name(f"{target.stem}.tokenizer.json")
@@ -76,7 +76,7 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
         check_paths({"tokenizer": words}, [original.path, options.tokenizer], options.force)
     before = totals(original, concrete_shapes(original, options.dims))
     data = None if options.source is None else options.source.open(Session.open(plain_path(original)).inputs)
-    work = _worked(original, options, data, progress)
+    work = _worked(original, options, data, progress=progress)
     told = partial(ShrinkResult, model=original.ref, recipe=_recipe(options), before=before, removed=work.removed,
                    dry_run=options.dry_run)  # fmt: skip
     if work.removed.nothing:
@@ -88,7 +88,7 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
     text = None if vocabulary is None or vocabulary.in_graph else _tokenizer_text(vocabulary, words)
     with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance("shrink", _recipe(options)))
-        saved = save(work.file, place, saving, inspector)
+        saved = save(work.file, place, saving, verify=inspector)
     assert inspector.after is not None
     if text is not None and not options.dry_run:
         with written(words, "tokenizer", options.force) as file:
@@ -141,7 +141,7 @@ def _worked(original: Model, options: ShrinkOptions, data: Dataset | None, progr
         *([vocabulary.change] if vocabulary else []),
         *(d.change for d in dropped),
     ]
-    return _Work(file, removed, changes, shrunk.rounded)
+    return _Work(file, removed, changes, rounded=shrunk.rounded)
 
 
 def _units(
@@ -159,7 +159,7 @@ def _units(
         def measure(file: Model, finder: Finder) -> Measured:
             return constant_on(samples, file, finder, options=options, progress=progress)
 
-    return remove_surplus(file, options.dims, progress, measure)
+    return remove_surplus(file, options.dims, progress, measure=measure)
 
 
 def _recipe(options: ShrinkOptions) -> Json:

@@ -106,7 +106,7 @@ class Finder:
         if not found and _is_by_position(node):
             return
         for value, axis in self._meeting(node):
-            yield End(node, value, axis, self._absent(node, value, axis), heads=node.op_type in BY_HEAD)
+            yield End(node, value, axis, excused=self._absent(node, value, axis), heads=node.op_type in BY_HEAD)
 
     def _meeting(self, node: ir.Node) -> Iterator[tuple[ir.Value, int]]:
         numbering = self.numbering

@@ -103,7 +103,7 @@ def read_tokens(path: Path, tokenizer: TokenizerFile | None, token_input: str | 
         content = read_json(path, "list of tokens")
         if not isinstance(content, list) or not all(isinstance(one, str | int) for one in content):
             raise PruneError(f"{path} is no list of tokens", "give a JSON list of tokens or ids")
-        return _listed(path, [str(one) for one in content], tokenizer, isinstance(next(iter(content), 0), int))
+        return _listed(path, [str(one) for one in content], tokenizer, numbers=isinstance(next(iter(content), 0), int))
     try:
         if path.stat().st_size > LARGEST:
             raise PruneError(f"{path} is too large", "give a part of it")
@@ -116,9 +116,9 @@ def read_tokens(path: Path, tokenizer: TokenizerFile | None, token_input: str | 
         raise PruneError(f"{path} names no token", "give at least one")
     numbers = tokenizer is None or any(line.strip() not in tokenizer.ids for line in lines)
     if numbers and all(line.strip().isdecimal() for line in lines):
-        return _listed(path, lines, tokenizer, True)
+        return _listed(path, lines, tokenizer, numbers=True)
     if tokenizer is None or all(line in tokenizer.ids for line in lines):
-        return _listed(path, lines, tokenizer, False)
+        return _listed(path, lines, tokenizer, numbers=False)
     found = sorted({number for ids in tokenizer.encode(lines) for number in ids})
     return TokenList(found, f"a text of {len(lines):,} lines", lines)
 
@@ -161,7 +161,7 @@ def cut_vocabulary(file: Model, options: ShrinkOptions) -> VocabularyCut | None:
         found = f"has the id {min(wanted.ids)}" if wanted.ids else "names no token"
         raise PruneError(f"{options.vocabulary} {found}", "give ids from 0 on, without marks for places of no token")
     work = prepare(file.ir)
-    name, lookups = _lookups(work, wanted.ids, tokenizer, options.token_input)
+    name, lookups = _lookups(work, wanted.ids, tokenizer, wanted=options.token_input)
     rows = lookups[0].rows
     unknown = _unknown(tokenizer, options, rows)
     kept = tokenizer.needed(wanted.ids) if tokenizer is not None else sorted(wanted.ids)
@@ -319,7 +319,7 @@ def _cut(file: Model, options: ShrinkOptions, wanted: _Wanted) -> VocabularyCut:
         value.name or "": value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value
     }
     axes = {out.name or "": _place(analysis, out, atoms) for out in model.graph.outputs if out.name in outputs}
-    remove(model, removed_positions(analysis, atoms), analysis.inputs, analysis.other_inputs)
+    remove(model, removed_positions(analysis, atoms), analysis.inputs, other_inputs=analysis.other_inputs)
     after = {n: v.const_value.nbytes for n, v in model.graph.initializers.items() if v.const_value is not None}
     tensors = {name: (size, after[name]) for name, size in before.items() if name in after and after[name] != size}
     if options.remaps_in_graph:
@@ -337,7 +337,7 @@ def _cut(file: Model, options: ShrinkOptions, wanted: _Wanted) -> VocabularyCut:
         unknown=wanted.unknown,
         outputs=axes,
         tensors=tensors,
-        change=_change(wanted, rows, options.remaps_in_graph, axes),
+        change=_change(wanted, rows, options.remaps_in_graph, axes=axes),
         tokenizer=wanted.tokenizer,
         any_ids=options.remaps_in_graph and not wanted.compared,
     )
@@ -428,7 +428,7 @@ def _remap(model: ir.Model, wanted: _Wanted, rows: int) -> None:
         if kind not in tables:
             tables[kind] = add_constant(model.graph, "token_ids", new.astype(np.int32))
         if (ids, kind) not in made:
-            made[ids, kind] = _looked_up(model, one.node, tables[kind], ids)
+            made[ids, kind] = _looked_up(model, one.node, tables[kind], ids=ids)
         one.node.replace_input_with(one.index, made[ids, kind])
 
 

@@ -146,7 +146,7 @@ class EncodedTensor:
         return SHARED_OVERHEAD if self.shares else OVERHEAD
 
     def values(self, shape: Shape, compute: Callable[[Array], Array]) -> Stream:
-        return Stream("values", self.dtype, shape, compute)
+        return Stream("values", self.dtype, shape, compute=compute)
 
 
 def shifted(subject: EncodedTensor) -> Array:
@@ -156,7 +156,9 @@ def shifted(subject: EncodedTensor) -> Array:
 
 def _with_fill(found: Encoded, fill: int | Array, shape: Shape) -> Encoded:
     """What was found for the tensor with zeros in place of `fill`, for the tensor itself."""
-    chain = filled(found.chain, fill) if isinstance(fill, int) else _over(found.chain, fill, found.encoding, shape)
+    chain = (
+        filled(found.chain, fill) if isinstance(fill, int) else _over(found.chain, fill, found.encoding, shape=shape)
+    )
     assert isinstance(chain, Op)
     return replace(found, chain=chain)
 
@@ -175,9 +177,9 @@ def _over(node: Node, fill: Array, encoding: str, shape: Shape) -> Node:
     if not isinstance(node, Op):
         return node
     if node.type == "ConstantOfShape":
-        stored = Stream("fill", node.attributes[0][1].dtype, fill.shape, lambda array: fill)
+        stored = Stream("fill", node.attributes[0][1].dtype, fill.shape, compute=lambda array: fill)
         return reshape(Op("Expand", (stored, Fixed.of(shape, "int64"))), (math.prod(shape),))
-    return replace(node, inputs=tuple(_over(each, fill, encoding, shape) for each in node.inputs))
+    return replace(node, inputs=tuple(_over(each, fill, encoding, shape=shape) for each in node.inputs))
 
 
 def _entries(array: Array) -> Array:
@@ -231,7 +233,7 @@ def mask(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     if subject.inlined:
         return Encoded("mask", _looked_up(subject, rows.count))
     places = _by_bits(len(rows.values), rows.count, _bits)
-    return Encoded("mask", _elements(subject, places, rows.count, _at_bits), overhead=subject.overhead)
+    return Encoded("mask", _elements(subject, places, rows.count, compute=_at_bits), overhead=subject.overhead)
 
 
 @encoding("gaps")
@@ -240,7 +242,7 @@ def gaps(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     if rows.count * (1 + subject.array.itemsize) > limit:
         return None
     places = _by_gaps(rows.entries, _gaps)
-    return Encoded("gaps", _elements(subject, places, rows.entries, _at_gaps), overhead=subject.overhead)
+    return Encoded("gaps", _elements(subject, places, rows.entries, compute=_at_gaps), overhead=subject.overhead)
 
 
 @encoding("blocks")
@@ -316,7 +318,7 @@ def _at_gaps(array: Array) -> Array:
 
 def _by_bits(rows: int, count: int, compute: Callable[[Array], Array]) -> Op:
     """int32 positions of the set bits."""
-    stored = Stream("bits", ir.DataType.UINT8, (-(-rows // 8),), compute)
+    stored = Stream("bits", ir.DataType.UINT8, (-(-rows // 8),), compute=compute)
     flags = reshape(Op("Gather", (Fixed.of(BITS, "bool"), cast(stored, ir.DataType.INT32))), (-1,))
     return Op("Compress", (numbers(), flags), shape=(count,))
 
@@ -324,7 +326,7 @@ def _by_bits(rows: int, count: int, compute: Callable[[Array], Array]) -> Op:
 def _looked_up(subject: EncodedTensor, count: int) -> Op:
     """w = values[flag * (flags so far)], with a zero as the first value."""
     size = subject.array.size
-    stored = Stream("bits", ir.DataType.UINT8, (-(-size // 8),), _bits)
+    stored = Stream("bits", ir.DataType.UINT8, (-(-size // 8),), compute=_bits)
     flags = reshape(Op("Gather", (Fixed.of(BITS, "int32"), cast(stored, ir.DataType.INT32))), (-1,))
     if size % 8:
         flags = Op("Slice", (flags, Fixed.of([0], "int64"), Fixed.of([size], "int64")))
@@ -343,7 +345,7 @@ def numbers() -> Op:
 
 def _by_gaps(entries: int, compute: Callable[[Array], Array]) -> Op:
     """int32 positions, the running sum of the distances."""
-    stored = Stream("gaps", ir.DataType.UINT8, (entries,), compute)
+    stored = Stream("gaps", ir.DataType.UINT8, (entries,), compute=compute)
     return Op("CumSum", (cast(stored, ir.DataType.INT32), Fixed.of(0, "int32")))
 
 
@@ -369,7 +371,7 @@ def _windowed(subject: EncodedTensor, axis: int, width: int, keep: int, bits: in
     view = _windows(subject.array, axis, width)
     shape, each = (view.shape[0], keep, view.shape[2]), 8 // bits
     size = math.prod(shape)
-    stored = Stream("codes", ir.DataType.UINT8, (-(-size // each),), partial(_codes, axis, width, keep, bits))
+    stored = Stream("codes", ir.DataType.UINT8, (-(-size // each),), compute=partial(_codes, axis, width, keep, bits))
     table = (np.arange(256)[:, None] >> (bits * np.arange(each))) & (1 << bits) - 1
     found = Op("Gather", (cast(Fixed.of(table, "uint8"), ir.DataType.INT32), cast(stored, ir.DataType.INT32)))
     places = reshape(found, (-1,))
@@ -382,7 +384,7 @@ def _windowed(subject: EncodedTensor, axis: int, width: int, keep: int, bits: in
 
 def _codes(axis: int, width: int, keep: int, bits: int, array: Array) -> Array:
     """Positions of `bits` bits each, the first in the lowest bits of a byte."""
-    flat, each = _chosen(array, axis, width, keep).reshape(-1).astype(np.uint8), 8 // bits
+    flat, each = _chosen(array, axis, width, keep=keep).reshape(-1).astype(np.uint8), 8 // bits
     padded = np.zeros(-(-flat.size // each) * each, np.uint8)
     padded[: flat.size] = flat
     shifted = padded.reshape(-1, each) << (bits * np.arange(each, dtype=np.uint8))
@@ -390,7 +392,7 @@ def _codes(axis: int, width: int, keep: int, bits: int, array: Array) -> Array:
 
 
 def _at_windows(axis: int, width: int, keep: int, array: Array) -> Array:
-    return np.take_along_axis(_windows(array, axis, width), _chosen(array, axis, width, keep), axis=1)
+    return np.take_along_axis(_windows(array, axis, width), _chosen(array, axis, width, keep=keep), axis=1)
 
 
 def _as_blocks(r: int, c: int, array: Array) -> Rows:

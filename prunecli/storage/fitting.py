@@ -73,7 +73,7 @@ def choose_narrow(subject: EncodedTensor, name: str) -> Encoded | None:
     how = VALUES[name]
     small = EncodedTensor(how.apply(subject.array), how.dtype, subject.inlined)
     found = choose(small)
-    plain = Stream("values", how.dtype, subject.shape, lambda array: array)
+    plain = Stream("values", how.dtype, subject.shape, compute=lambda array: array)
     narrow = _narrowed(plain if found is None else found.chain, how)
     chain = cast(narrow, subject.dtype) if how.scales is None else _scaled(narrow, how.scales, subject)
     kind, detail = ("dense", "") if found is None else (found.encoding, found.detail)
@@ -83,7 +83,7 @@ def choose_narrow(subject: EncodedTensor, name: str) -> Encoded | None:
 def _scaled(narrow: Node, scales: Callable[[Array], Array], subject: EncodedTensor) -> Op:
     made = scales(subject.array)
     dtype = ir.DataType.from_numpy(made.dtype)
-    wide = Op("Mul", (cast(narrow, dtype), Stream("scales", dtype, made.shape, scales)))
+    wide = Op("Mul", (cast(narrow, dtype), Stream("scales", dtype, made.shape, compute=scales)))
     return wide if dtype == subject.dtype else cast(wide, subject.dtype)
 
 
@@ -182,7 +182,7 @@ def _joined(pieces: Sequence[tuple[Encoded | None, Node]], axis: int) -> Encoded
         return None
     (kind, detail), _ = kinds.most_common(1)[0]
     chain = Op("Concat", tuple(node for _, node in pieces), (("axis", axis),))
-    return Encoded(kind, chain, detail, OVERHEAD * len(pieces))
+    return Encoded(kind, chain, detail, overhead=OVERHEAD * len(pieces))
 
 
 def spread(chains: Sequence[tuple[Op, int]], passes: int) -> list[Op]:

@@ -75,12 +75,12 @@ def resolve(graphs: Iterable[ir.Graph], functions: Iterable[ir.Graph], where: st
     sizes = [_dense_bytes(chain, where) for chain in chains]
     stored = _stored(chains, sizes)
     found = [
-        PackedTensor(c.value.name or "", nbytes, c.graph, c.value.type is not None)
+        PackedTensor(c.value.name or "", nbytes, c.graph, described=c.value.type is not None)
         for c, nbytes in zip(chains, stored, strict=True)
     ]
     recent = Recent()
     for chain in chains:
-        _replace(chain, sum(sizes) <= KEEP_UP_TO, where, recent)
+        _replace(chain, sum(sizes) <= KEEP_UP_TO, where, recent=recent)
     _clean(chains)
     return found
 
@@ -125,7 +125,7 @@ def _trace(graph: ir.Graph, last: ir.Node) -> tuple[_Chain | None, int]:
                 leaves[value] = None
             elif producer is not None and producer not in nodes:
                 waiting.append(producer)
-    return _Chain(graph, last.outputs[0], tuple(nodes), tuple(leaves)), len(nodes)
+    return _Chain(graph, last.outputs[0], tuple(nodes), leaves=tuple(leaves)), len(nodes)
 
 
 def _is_known(node: ir.Node, last: ir.Node) -> bool:

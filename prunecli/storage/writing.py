@@ -98,7 +98,7 @@ class Writer:
         inputs, attributes = [self._put(chain, source)], [ir.AttrInt64s("split", sizes)]
         if self.opset >= 13:
             inputs, attributes = [*inputs, self._fixed(Fixed.of(sizes, "int64"))], []
-        parts = self._nodes_outputs("Split", inputs, attributes, len(sizes))
+        parts = self._nodes_outputs("Split", inputs, attributes, count=len(sizes))
         return [[self._reshaped(value, part) for value in same] for same, part in zip(values, parts, strict=True)]
 
     def _reshaped(self, value: ir.Value, part: ir.Value) -> ir.Value:
@@ -159,7 +159,7 @@ class Writer:
         return made
 
     def _node(self, kind: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> ir.Value:
-        return self._nodes_outputs(kind, inputs, attributes, 1)[0]
+        return self._nodes_outputs(kind, inputs, attributes, count=1)[0]
 
     def _nodes_outputs(
         self, kind: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr], count: int

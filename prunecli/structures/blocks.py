@@ -153,7 +153,7 @@ def decide_blocks(
     budget = recipe.budget
     if not 0 < budget.target < 1 or not 0 < recipe.options.largest_ratio <= 1:
         raise PruneError(f"a {budget.kind} of {budget.target:g} leaves nothing to choose", "give a fraction in (0, 1)")
-    search = _Greedy(costs, damage, recipe, allowed)
+    search = _Greedy(costs, damage, recipe, allowed=allowed)
     search.measure_alone(progress)
     for _ in progress(search.steps(), "choosing blocks", search.limit):
         pass
@@ -271,7 +271,7 @@ def gated(
     for number, (name, kind, other) in enumerate(zip(names, kinds, others, strict=True)):
         gate = ir.Value(name=f"{_GATE}{number}", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
         copy.graph.inputs.append(gate)
-        _insert(copy, made[name], gate, ir.tensor(np.asarray(other, kind.numpy()), name=f"{gate.name}.other"))
+        _insert(copy, made[name], gate, other=ir.tensor(np.asarray(other, kind.numpy()), name=f"{gate.name}.other"))
     return copy
 
 
@@ -298,10 +298,10 @@ def refitted_damage(subject: Cuttable, fit: Feeds, held: Feeds, start: Callable[
     """What the outputs miss of their spread without blocks, on held samples, as other units are measured
     (`damage.py`): a dropped branch yields its means, which whatever reads the sum makes up for when it is refitted."""
     work, blocks, facts = subject.work, subject.units.blocks, subject.units.analysis.facts
-    gates = gated(work, blocks, facts, _means(work, blocks, fit, start))
+    gates = gated(work, blocks, facts, instead=_means(work, blocks, fit, start=start))
     names, made = looked_at(gates.graph.outputs), {v.name: v for node in gates.graph for v in node.outputs}
     gates.graph.outputs[:] = [made[name] for name in names]
-    return Damage(start(gates), held, len(blocks), relative_error)
+    return Damage(start(gates), held, len(blocks), distance=relative_error)
 
 
 def _means(

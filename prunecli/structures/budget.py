@@ -81,7 +81,7 @@ def bundle(pools: Sequence[UnitPool], scores: Array) -> Bundles:
             owner.append(number)
     start = np.cumsum([0, *(len(part) for part in units)])
     flat = np.concatenate(units) if units else np.zeros(0, np.int64)
-    return Bundles(flat, start, np.array(score, float), np.array(owner, np.int64))
+    return Bundles(flat, start, np.array(score, float), pool=np.array(owner, np.int64))
 
 
 def by_ratio(pools: Sequence[UnitPool], bundles: Bundles, ratio: float, everywhere: bool) -> Array:
@@ -90,9 +90,11 @@ def by_ratio(pools: Sequence[UnitPool], bundles: Bundles, ratio: float, everywhe
     Exactly round(ratio * units) go where bundles are single units and no limit stands against it; never more.
     """
     if everywhere:
-        return _first_that_fit(bundles, np.argsort(bundles.score, kind="stable"), ratio, sum(p.count for p in pools))
+        return _first_that_fit(
+            bundles, np.argsort(bundles.score, kind="stable"), ratio, count=sum(p.count for p in pools)
+        )
     return np.concatenate([
-        _first_that_fit(bundles, np.flatnonzero(bundles.pool == number), ratio, pool.count)
+        _first_that_fit(bundles, np.flatnonzero(bundles.pool == number), ratio, count=pool.count)
         for number, pool in enumerate(pools)
     ]) if pools else np.zeros(0, np.int64)  # fmt: skip
 
@@ -124,7 +126,7 @@ def by_cost(bundles: Bundles, order: Array, cost: Cost, target: float, total: in
     ways = [ranked[:low]]
     ways += [way for skipped in range(max(low - SKIPS, 0), low)
              if (way := _without(bundles, ranked, skipped, left=left, target=target)) is not None]  # fmt: skip
-    ways = [_give_back(bundles, way, left, target) for way in ways]
+    ways = [_give_back(bundles, way, left, target=target) for way in ways]
     return np.array(max(ways, key=left), np.int64)
 
 
@@ -248,7 +250,7 @@ def _nearest_of_all(problem: WidthProblem, found: Array) -> Array:
         return found
     states = []
     for each in product(*(own if pool != last else [-1] for pool, own in enumerate(indices))):
-        state = _fitted(problem, np.array(each), last, indices[last].start)
+        state = _fitted(problem, np.array(each), last, low=indices[last].start)
         states += [] if state is None else [state]
     short = [problem.short(state) for state in states]
     best = min(short)
@@ -261,7 +263,7 @@ def _trade(problem: WidthProblem, state: Array, key: Key) -> Array:
     while improved:
         improved, few = False, _partners(problem, state)
         for pool in range(len(state)):
-            for other in _moves(problem, state, pool, few):
+            for other in _moves(problem, state, pool, partners=few):
                 if (found := key(other)) < best:
                     state, best, improved = other, found, True
                     break
@@ -280,7 +282,7 @@ def _moves(problem: WidthProblem, state: Array, pool: int, partners: Sequence[in
             yield moved
         for partner in partners:
             low = int(problem.least[partner]) if fits else int(state[partner]) + 1
-            if partner != pool and (found := _fitted(problem, moved, partner, low)) is not None:
+            if partner != pool and (found := _fitted(problem, moved, partner, low=low)) is not None:
                 yield found
         if problem.blocks is not None and pool in problem.blocks.pools:
             yield _filled(problem, moved, pool)
@@ -300,7 +302,7 @@ def _filled(problem: WidthProblem, state: Array, pool: int) -> Array:
         if (problem.cost(moved) <= problem.target) == fits:
             state = moved
             continue
-        found = _fitted(problem, state, other, int(problem.least[other] if fits else state[other] + 1))
+        found = _fitted(problem, state, other, low=int(problem.least[other] if fits else state[other] + 1))
         state = state if found is None else found
         if not fits:
             break

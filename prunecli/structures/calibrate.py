@@ -10,12 +10,12 @@ import numpy as np
 from prunecli.arrays import Array
 from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_gradients
 from prunecli.calibration.grams import second_moments
-from prunecli.calibration.samples import run_size
+from prunecli.calibration.samples import CalibrationBatches, run_size
 from prunecli.dependency.slices import WeightSlices
 from prunecli.dependency.unit_graph import graph_of
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
-from prunecli.reconstruct.refit import TURNING, CalibrationBatches
+from prunecli.reconstruct.refit import TURNING
 from prunecli.reconstruct.turning import TurnedModel, turned
 from prunecli.structures.choose import Measure, Measurements, group_limit, resolve_criterion
 from prunecli.structures.options import CutOptions
@@ -62,7 +62,7 @@ def _input_moments(subject: Cuttable, options: CutOptions, progress: Progress) -
     batches, count = data.batches(options.batch_size), data.batch_count(options.batch_size)
     feeds = (batch.feed for batch in progress(batches, "measuring activations", count))
     ranks = {name: len(shape) for name, shape in subject.shapes.items()}
-    return second_moments(subject.work, ranks, feeds, options.execution.open)
+    return second_moments(subject.work, ranks, feeds, open_session=options.execution.open)
 
 
 def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
@@ -76,7 +76,7 @@ def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measur
 
     def measured(gone: Mapping[str, Mapping[int, Array]]) -> Measurements:
         gradients.values = {name: _without(array, gone.get(name, {})) for name, array in given.items()}
-        return Measurements(gates=gates(gradients, Batches(data, 1, progress, "measuring gradients")))
+        return Measurements(gates=gates(gradients, Batches(data, 1, progress, label="measuring gradients")))
 
     return measured
 
@@ -98,7 +98,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     from prunecli.structures.damage import DamageSource, curves
     from prunecli.structures.recovery import calibration, joint_damage, recovery_method
 
-    data, _ = calibration(subject, subject.samples(options, progress), options, HELD_SHARE, MOST_HELD)
+    data, _ = calibration(subject, subject.samples(options, progress), options, share=HELD_SHARE, most=MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
     groups = [group for group in subject.units.groups if group.kind != "block"]
     most = [group_limit(group, options.largest_ratio) for group in groups]
@@ -107,7 +107,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     usable = [n for n, m in enumerate(most) if m > 0]
     heads = TurnedModel(subject.work)
     if recovery_method(options) in TURNING and any(group.kind == "head_dim" for group in groups):
-        heads = turned(subject.work, data.feeds, data.fitted, data.start)
+        heads = turned(subject.work, data)
     source = DamageSource(
         heads.model, subject.units, fit, held=judge, start=data.start, progress=progress, rank=heads.rank
     )
@@ -117,11 +117,11 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     rough = CalibrationBatches([*few, *judge], len(few), options.execution.open)
     blocks = None
     if dropped := [group for group in subject.units.groups if group.kind == "block"]:
-        blocks = refitted_damage(subject, fit, judge, data.start)
+        blocks = refitted_damage(subject, fit, judge, start=data.start)
         alone = np.eye(len(dropped), dtype=bool)
         damage |= {group.name: np.array([blocks(mask)]) for group, mask in zip(dropped, alone, strict=True)}
     evidence = Measurements(
-        damage=damage, joint=lambda removed: joint_damage(subject, options, removed, rough), blocks=blocks
+        damage=damage, joint=lambda removed: joint_damage(subject, options, removed, data=rough), blocks=blocks
     )
     return lambda _: evidence
 

@@ -73,8 +73,8 @@ def decided_and_cut(
     """Decide what goes and carry it out; anew where something cannot follow, which then stays whole."""
 
     def attempt(whole: Whole) -> StructuredResult:
-        subject, decided = decide(path, target, options, progress, whole=whole)
-        return carry_out(subject, decided, target, options, progress=progress, start=start)
+        subject, decided = decide(path, target, options, progress=progress, whole=whole)
+        return carry_out(subject, decided, target, options=options, progress=progress, start=start)
 
     return following(attempt)
 
@@ -85,13 +85,13 @@ def carry_out(
     """Cut what is decided, and save it with proof. `start`: when the work began, as `time.perf_counter` has it."""
     positions = subject.units.removed(decided.removed)
     cut = subject.without(decided.removed, positions)
-    inspector = CutInspector(subject, subject.forced(positions, decided.removed), options, progress)
+    inspector = CutInspector(subject, subject.forced(positions, decided.removed), options, progress=progress)
     with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
         cut, recovery = _recovered(inspector, cut, positions)
         check = inspector if recovery is None else inspector.measure
-        saved = save(replace(subject.file, ir=cut), place, saving, check)
-        speed = measured(place, subject.file.path, options, progress) if options.timing else None
+        saved = save(replace(subject.file, ir=cut), place, saving, verify=check)
+        speed = measured(place, subject.file.path, options, progress=progress) if options.timing else None
     if options.save_plan is not None:
         save_cut_plan(options.save_plan, plan_json(subject, decided, positions), options.force)
     found = _result(subject, decided, inspector, output=None if options.dry_run else saved, options=options)
@@ -102,7 +102,7 @@ def measured(cut: Path, original: Path, options: TargetOptions, progress: Progre
     """How much faster a cut is than its original, in the form that the target runs: what is quantised already is."""
     floats = options.target == "cpu-int8" and not is_quantised(load(original).ir)
     measure = measure_int8 if floats else measure_speed
-    return measure(cut, original, options, progress)
+    return measure(cut, original, options, progress=progress)
 
 
 def _recovered(inspector: CutInspector, cut: ir.Model, positions: Removed) -> tuple[ir.Model, Recovery | None]:
@@ -114,7 +114,7 @@ def _recovered(inspector: CutInspector, cut: ir.Model, positions: Removed) -> tu
     if recovery is None:
         return cut, None
     with Scratch() as folder:
-        save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), inspector)
+        save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), verify=inspector)
     proof = inspector.verification
     if proof.kind != "none":
         inspector.verification = replace(proof, detail=f"{proof.detail} (the cut before it was refitted)")

@@ -162,7 +162,9 @@ def decide_units(
     """
     criterion = of_structures()[resolve_criterion(recipe.options.criterion, evidence is not None)]
     _check(recipe, criterion, evidence)
-    chooser = _Chooser(catalogue, recipe, allowed, evidence or Measurements(), costing=costing, criterion=criterion)
+    chooser = _Chooser(
+        catalogue, recipe, allowed, evidence=evidence or Measurements(), costing=costing, criterion=criterion
+    )
     return chooser.run(progress, gone)
 
 
@@ -269,7 +271,7 @@ class _Chooser:
             removed |= self._choose(scores, removed, (step + 1) / self.options.step_count)
         after = self.costs.of(self.catalogue.kept(removed))
         lost = self._lost(first, removed & ~given)
-        return UnitDecision(removed, first, self.before, after, notes=[], lost=lost)
+        return UnitDecision(removed, first, self.before, after=after, notes=[], lost=lost)
 
     def _lost(self, scores: Array, units: Mask) -> float:
         """The sum of the scores of the units, and of dropped blocks the damage that they do together."""
@@ -382,7 +384,7 @@ class _Chooser:
         bundles = bundle(self.pools, ranked)
         total = self.catalogue.count
         if kind == "ratio":
-            return bundles.mask(by_ratio(self.pools, bundles, self.budget.target * share, everywhere), total)
+            return bundles.mask(by_ratio(self.pools, bundles, self.budget.target * share, everywhere=everywhere), total)
         goal = self._goal(bundles, share)
         order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
         blocks = self._pools_of_blocks()
@@ -395,7 +397,7 @@ class _Chooser:
             rest = order[~np.isin(bundles.pool[order], blocks.pools)]
             other = bundles.mask(by_cost(bundles, rest, self.cost, target=goal, total=total), total)
             starts += [other] * (self.cost(other) <= goal)
-        return self._exchanged(scores, starts, removed, goal)
+        return self._exchanged(scores, starts, removed, goal=goal)
 
     def _exchanged(self, scores: Array, starts: Sequence[Mask], removed: Mask, goal: float) -> Mask:
         """The best that trades between groups make of choices within the goal, if it is so by the exact cost, too."""

@@ -106,7 +106,7 @@ def read_positions(path: Path, plan: Json, shapes: Mapping[str, tuple[int, ...]]
             if name not in shapes or not isinstance(axes, dict):
                 raise PruneError(f"{path}: {key} lists {name!r}, which the model does not have", ANEW)
             for axis, listed in axes.items():
-                size = _axis_size(path, name, axis, shapes[name])
+                size = _axis_size(path, name, axis, shape=shapes[name])
                 out.setdefault(name, {})[int(axis)] = _positions(path, name, axis, listed=listed, size=size)
     return out
 

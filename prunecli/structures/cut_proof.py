@@ -87,7 +87,7 @@ class CutProof:
             return self._in_pieces(staged, folder)
 
     def _whole(self, staged: Path) -> Verification:
-        both = _Sides(self.path, staged, self.forced, self.open)
+        both = _Sides(self.path, staged, self.forced, open=self.open)
         found = both.prove(list(self.cases(both.original)), self.progress)
         return _verdict(found, both.effects, as_written=both.as_written)
 
@@ -122,7 +122,7 @@ class CutProof:
                 if run.label in both.results
             ]
         effects_told = effects if self.forced.restricts else None
-        return _verdict(Proof(len(runs), found), effects_told, len(pieces), as_written)
+        return _verdict(Proof(len(runs), found), effects_told, len(pieces), as_written=as_written)
 
 
 def _verdict(
@@ -195,7 +195,7 @@ class _Sides:
 
     def prove(self, cases: Iterable[Case], progress: Progress) -> Proof:
         original = self._side(lambda: self.original)
-        cut = open_result(partial(self.open, self.staged), partial(self.open, self.path), "cut model", HINT)
+        cut = open_result(partial(self.open, self.staged), partial(self.open, self.path), "cut model", hint=HINT)
         if self.forced.restricts:
             self.effects = []
         claim = Claim(reference=self.reference, result=_Result(cut), original=original, tolerance=self.tolerance,
@@ -324,12 +324,12 @@ class _AsWritten:
         return self.inner.reason
 
     def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
-        found = self.inner.differences(got, wanted, reference, feed)
+        found = self.inner.differences(got, wanted, reference, feed=feed)
         if all(one.agrees for one in found) or any(one.mismatch for one in found):
             return found
         sides = self.sides
         written, plain = sides.plain_cut.run(feed), sides.plain_reference
-        again = self.inner.differences(written, plain.run(feed), plain, feed)
+        again = self.inner.differences(written, plain.run(feed), plain, feed=feed)
         own = differences(got, written)
         kernels = differences(sides.fused_original.run(feed), sides.plain_original.run(feed))
         pairs = zip(own, kernels, strict=True)
@@ -355,4 +355,4 @@ class _WhereAlike:
 
     def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
         alike = {n: v for n, v in wanted.items() if n in self.outputs or (n in got and np.shape(got[n]) == np.shape(v))}
-        return self.inner.differences(got, alike, reference, feed) if alike else []
+        return self.inner.differences(got, alike, reference, feed=feed) if alike else []

@@ -147,7 +147,7 @@ class _Editor:
                 zero = self._zero_of(name, code)
                 yield helper.make_node("Where", [self._constant(spread), source, zero], [target])
             else:
-                yield self._mask(spread, source, target, code)
+                yield self._mask(spread, source, target, code=code)
             source = target
 
     def _zero_of(self, name: str, code: int) -> str:

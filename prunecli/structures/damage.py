@@ -77,9 +77,9 @@ def curves(source: DamageSource, asked: Sequence[tuple[Group, int, Sequence[int]
     wanted = {name for group in groups for name, axis in group.weights if slices.role(name, axis) == "in"}
     with Store() as store:
         _measure_inputs(source, wanted, store)
-        held = Walk(source.model, source.held, store, source.start, keep=source.outputs)
-        base = outputs_ahead(Walk(source.model, source.held, store, source.start), source.outputs)
-        trials = [_Trial(source, group, slices, store) for group in groups]
+        held = Walk(source.model, source.held, store, open_session=source.start, keep=source.outputs)
+        base = outputs_ahead(Walk(source.model, source.held, store, open_session=source.start), source.outputs)
+        trials = [_Trial(source, group, slices, store=store) for group in groups]
         order = sorted(range(len(groups)), key=lambda number: trials[number].first)
         found: dict[int, UnitCurve] = {}
         for number in source.progress(order, "measuring groups", len(order)):
@@ -98,7 +98,7 @@ def _counts(count: int, most: int, widths: Sequence[int]) -> list[int]:
 def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> None:
     """Puts the centred (or, where there is no offset to refit, plain) X X^T of each layer into the store, by the
     weight's name."""
-    walk = Walk(source.model, source.feeds, store, source.start)
+    walk = Walk(source.model, source.feeds, store, open_session=source.start)
     sites = [site for name, site in source.sites.items() if name in wanted and site.shape[2] * site.shape[3] <= WIDEST]
     for site in source.progress(sites, "measuring inputs", len(sites)):
         batch, _, taps, cols = site.shape
@@ -125,7 +125,7 @@ def _batches_read(walk: Walk, site: LinearLayer) -> Sequence[int]:
     if walk.is_held(site.found.data) and walk.is_held(site.output):
         return range(walk.batches)
     positions = site.found.positions(walk.read(site.output, 0).shape)
-    return [*map(int, batches_read(walk.batches, positions, site.shape[2] * site.shape[3], POSITIONS))]
+    return [*map(int, batches_read(walk.batches, positions, site.shape[2] * site.shape[3], per_unknown=POSITIONS))]
 
 
 def _is_free(site: LinearLayer) -> bool:
@@ -154,7 +154,7 @@ class _Trial:
         count, most = self.group.count, counts[-1]
         found = self._eliminated(most, counts)
         held.reach(self.inputs)
-        damage = np.maximum.accumulate([0.0, *(self._damage(held, base, found, gone) for gone in counts)])
+        damage = np.maximum.accumulate([0.0, *(self._damage(held, base, found, gone=gone) for gone in counts)])
         along = found.errors + np.arange(most + 1) * max(float(found.errors[-1]), _TINY) * 1e-6
         return UnitCurve(count, found.order, np.interp(along, along[[0, *counts]], damage))
 
@@ -163,7 +163,7 @@ class _Trial:
         first."""
         readers = [reader for piece in self.readers for reader in self._reading(piece)]
         if readers:
-            return eliminate(readers, self.group.count, most, counts)
+            return eliminate(readers, self.group.count, most, snapshots=counts)
         ranks = next((ranks for piece in self.pieces if (ranks := self._ranks(piece)) is not None), None)
         order = np.argsort(self.norm if ranks is None else -ranks, kind="stable")[:most].tolist()
         return Elimination(order, np.concatenate([[0.0], np.cumsum(self.norm[order])]), {})
@@ -189,7 +189,7 @@ class _Trial:
             mine = place[piece.index]
             units = np.flatnonzero((mine >= 0).all(axis=1))
             rows = (np.arange(taps)[None, :, None] * cols + mine[units][:, None, :]).reshape(len(units), -1)
-            reader = UnitReader(np.asarray(gram), matrix.T.copy(), units, rows)
+            reader = UnitReader(np.asarray(gram), matrix.T.copy(), units, rows=rows)
             energy = reader.energy()
             reader.weight = 1 / energy if energy > _TINY else 0.0  # what does not vary has nothing to lose
             out.append(reader)

@@ -51,7 +51,7 @@ def decide(
         PruneError: the model or the plan is unusable, the output cannot be written, or nothing can be cut.
     """
     if options.plan is not None:
-        return _replay(path, target, options.plan, options)
+        return _replay(path, target, options.plan, options=options)
     budget = options.budget
     assert budget is not None
     if options.granularity == AUTO and options.drops_blocks and is_quantised(load(path).ir):
@@ -67,19 +67,20 @@ def decide(
     options = replace(options, criterion=_criterion(options, subject), allocate=_allocation(options, curves))
     if options.allocate == "uniform":
         options = replace(options, scope="layer")
-    check_target(subject.file, None if options.dry_run else target, options.force, options)
+    check_target(subject.file, None if options.dry_run else target, options.force, asked=options)
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(subject, left)
     if budget.kind == "latency" or options.blocks_alone:
         choose = choose_for_latency if budget.kind == "latency" else choose_blocks
         asked = _recipe(options, subject.how)
-        return subject, choose(subject, options, allowed, left, recipe=asked, progress=progress)
+        return subject, choose(subject, options, allowed, left=left, recipe=asked, progress=progress)
     stored = costs(subject.units).of(subject.units.sizes).get(budget.kind, 0)
     fraction = subject.fraction(budget, stored)
     stated = budget.fraction(subject.before) / fraction
     recipe = UnitRecipe(Budget(budget.kind, fraction), options, curves, stated=stated)
-    evidence, (table, untimed) = measure(subject, options, progress), _int8_table(subject, options, allowed, progress)
+    evidence = measure(subject, options, progress)
+    table, untimed = _int8_table(subject, options, allowed, progress=progress)
     told += untimed
     decision = decide_units(
         subject.units, recipe, allowed, evidence=evidence, progress=progress, costing=table, gone=gone
@@ -179,14 +180,14 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     plan = load_cut_plan(plan_path, file)
     recipe = plan["recipe"]
     subject = open_cuttable(path, read_analysed_as(plan_path, recipe, input_specs(file.ir)), options.dims)
-    check_target(subject.file, None if options.dry_run else target, options.force, options)
+    check_target(subject.file, None if options.dry_run else target, options.force, asked=options)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)
     if subject.units.empties(removed):
         raise PruneError(f"{plan_path} removes a whole axis: nothing would remain", ANEW)
     follows = subject.listed(subject.units.removed(removed))
     check_positions(plan_path, read_positions(plan_path, plan, subject.shapes), follows)
-    return subject, Decided(removed, scores, recipe, {})
+    return subject, Decided(removed, scores, recipe, left={})
 
 
 def nothing_to_cut(subject: Cuttable, left: Mapping[str, str]) -> PruneError:

@@ -36,7 +36,7 @@ def fold(original: ir.Model, cut: ir.Model, removed: Mapping[str, Mapping[int, A
         old = before.get(layer.output)
         if old is None or old.shape[0] != 1 or layer.shape[0] != 1 or old.shape[3] == layer.shape[3]:
             continue
-        rows, cols = (_kept(old, layer, removed, axis) for axis in (1, 3))
+        rows, cols = (_kept(old, layer, removed, axis=axis) for axis in (1, 3))
         if (read := read_moments(old, moments.get(old.found.data))) is not None:
             done.append(_fold_layer(layer, cut.graph, taps_of(old)[0, rows], cols=cols, moments=read))
     return done
@@ -69,9 +69,9 @@ def _fold_layer(layer: LinearLayer, graph: ir.Graph, whole: Array, cols: Array, 
     new = folded * factor[:, None, None]
     constant = whole.sum(axis=1) @ moments.mean - new.sum(axis=1) @ stays.mean
     layer.put(graph, new.reshape(1, len(new), -1), layer.constant() + constant[None])
-    errors = [_error(whole, cols, weights, moments) for weights in (whole[:, :, cols], folded)]
+    errors = [_error(whole, cols, weights, moments=moments) for weights in (whole[:, :, cols], folded)]
     name = layer.node.name or layer.output
-    return LayerFit(name, layer.name, "fold", None, error_before=errors[0], error_after=errors[1])
+    return LayerFit(name, layer.name, "fold", ridge=None, error_before=errors[0], error_after=errors[1])
 
 
 def _error(whole: Array, cols: Array, weights: Array, moments: ChannelMoments) -> float:

@@ -49,7 +49,7 @@ def structured_and_trained(
         found = decided_and_cut(path, target, once, progress=progress, start=start)
         return replace(found, notes=[*found.notes, left_out(options)])
     with Scratch() as folder:
-        cutter = _Cutter(path, replace(once, force=True, timing=False), folder, progress)
+        cutter = _Cutter(path, replace(once, force=True, timing=False), folder, progress=progress)
         rounds = prune_and_train(path, target, options, cut=cutter, progress=progress)
     first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, options, rounds)
     late = training.layers()
@@ -70,7 +70,7 @@ def structured_and_trained(
         layers=layers,
         verification=proof_of(rounds),
         training=training,
-        speed=measured(target, path, options, progress) if options.timing and training.output else None,
+        speed=measured(target, path, options, progress=progress) if options.timing and training.output else None,
         seconds=time.perf_counter() - start,
     )
 
@@ -110,10 +110,12 @@ class _Cutter:
 
         def attempt(whole: Whole) -> StructuredResult:
             known = {} if self.subject is None else self.subject.how.whole
-            subject, decided = decide(base, place, options, self.progress, gone=self.removed, whole={**known, **whole})
+            subject, decided = decide(
+                base, place, options, progress=self.progress, gone=self.removed, whole={**known, **whole}
+            )
             if self.subject is not None:
                 _same(self.subject, subject)
-            found = carry_out(subject, decided, place, options, progress=self.progress, start=start)
+            found = carry_out(subject, decided, place, options=options, progress=self.progress, start=start)
             self.subject = subject if self.subject is None else self.subject
             self.removed = decided.removed
             return found

@@ -205,7 +205,7 @@ class LatencyBench:
         if isinstance(model, ir.Model):
             save(replace(self.subject.file, ir=model), place, SaveOptions(force=True))
         self.quantised += 1
-        return quantise(place, [self.feed], self.folder.path, f"int8.{self.quantised}")
+        return quantise(place, [self.feed], self.folder.path, name=f"int8.{self.quantised}")
 
     @property
     def start(self) -> Callable[..., Session]:
@@ -223,7 +223,7 @@ class LatencyBench:
     def compare(self, model: ir.Model) -> Speedup:
         """The model beside the original, in turns."""
         cut, whole = self.start(self.runnable(model)).prepared(self.feed), self.original.prepared(self.feed)
-        return measure_pair(cut, whole, self.timing, self.progress).gain
+        return measure_pair(cut, whole, self.timing, progress=self.progress).gain
 
     def measure(self, run: PreparedRun) -> Latency:
         return measure({"": run}, self.timing, self.progress)[""]
@@ -252,7 +252,7 @@ class LatencyBench:
         The first of them, run without timing its operators, tells what the timing adds to each.
         """
         models = [self.runnable(self.build(mask)) for mask in removed]
-        found = profiles(models, self.feed, self.start, self.progress)
+        found = profiles(models, self.feed, self.start, progress=self.progress)
         plain = self.measure(self.start(models[0]).prepared(self.feed)).times
         layers = Attribution(self.subject.work.graph)
         return [layers.times(own) for own in net_of_timing(found, float(np.quantile(plain, QUARTILE)))]
@@ -267,7 +267,7 @@ def layer_table(bench: LatencyBench, allowed: Array) -> LatencyTable:
     """Every layer timed at a few widths of the groups that may be cut."""
     units = bench.subject.units
     table, alignment = LatencyTable(units), timed_widths(bench.options)
-    masks = [even_cut(units, alignment, allowed, share) for share in WIDTHS]
+    masks = [even_cut(units, alignment, allowed, share=share) for share in WIDTHS]
     for mask, times in zip(masks, bench.layer_times(masks), strict=True):
         table.learn(times, units.kept(mask))
     return table
@@ -292,7 +292,7 @@ class UnitChooser:
         found = decide_units(
             units, recipe, self.allowed, evidence=self.evidence, progress=self.bench.progress, costing=self.table
         )
-        return TimedChoice(found.removed, found.scores, self._predict(found.removed), found.notes)
+        return TimedChoice(found.removed, found.scores, self._predict(found.removed), notes=found.notes)
 
     def _predict(self, removed: Array) -> float:
         units = self.bench.subject.units
@@ -327,7 +327,7 @@ class BlockChooser:
         found = decide_blocks(self.costs, self.damage, recipe, allowed=self.allowed, progress=self.bench.progress)
         left = 1 - self.costs.saved("latency", found.removed) / self.costs.whole("latency")
         said = f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all"
-        return TimedChoice(found.removed, found.scores, left, [*self.notes, said])
+        return TimedChoice(found.removed, found.scores, left, notes=[*self.notes, said])
 
     def learn(self, choice: TimedChoice) -> float:
         return choice.predicted
@@ -352,7 +352,7 @@ def choose_for_latency(
         chooser, recipe = BlockChooser(bench, allowed), {**recipe, "criterion": "divergence"}
     else:
         chooser = UnitChooser(bench, allowed)
-    tried = search(chooser, bench.build, bench.compare, target)
+    tried = search(chooser, bench.build, bench.compare, target=target)
     best = fastest_enough(tried, target, less(options, subject))
     where = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in bench.shapes.items())
     threads = options.execution.thread_count

@@ -192,12 +192,12 @@ class Cuttable:
         """A copy of the working form, as the file stores it, without the masked units, whose positions are given."""
         cut, dropped = self.stored.clone(), self.units.dropped(units)
         if not dropped.any():
-            remove(cut, self.form.extended(positions), self.inputs, self.other_inputs)
+            remove(cut, self.form.extended(positions), self.inputs, other_inputs=self.other_inputs)
             return cut
         joins = dict(zip(self.stored.graph, cut.graph, strict=True))
         rest = self.units.outside(units)
         if rest.any():
-            remove(cut, self.units.removed(rest), self.inputs, self.other_inputs)
+            remove(cut, self.units.removed(rest), self.inputs, other_inputs=self.other_inputs)
         blocks = itertools.compress(self.units.blocks, dropped)
         drop_blocks(cut, [replace(block, join=joins[block.join]) for block in blocks])
         return cut
@@ -270,8 +270,8 @@ class Cuttable:
         averaged, merged = (self._averaged, self._merged(units)) if width else (frozenset[tuple[str, int]](), {})
         listed = frozenset(self._needed(removed, named))
         zeros = {name: one.zeros() for name, one in self.form.sources.items() if name in named}
-        return Forced(named, listed, self.shapes, self.stored_dtypes, averaged=averaged, merged=merged, zeros=zeros,
-                      zero_points=self.form.zero_points)  # fmt: skip
+        return Forced(named, listed, self.shapes, dtypes=self.stored_dtypes, averaged=averaged, merged=merged,
+                      zeros=zeros, zero_points=self.form.zero_points)  # fmt: skip
 
     @cached_property
     def _averaged(self) -> frozenset[tuple[str, int]]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from prunecli._version import __version__
 from prunecli.arrays import Array
 from prunecli.calibration.fitted import LayerJournal, identity_of
-from prunecli.calibration.samples import mirrored, run_size
+from prunecli.calibration.samples import CalibrationBatches, mirrored, run_size
 from prunecli.data import Dataset
 from prunecli.data.synthetic import image_like
 from prunecli.dependency.cut import Removed
@@ -21,7 +21,7 @@ from prunecli.model.floating import floating
 from prunecli.model.requantise import requantised
 from prunecli.model.shapes import input_specs
 from prunecli.quantization.ranges import observe
-from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
+from prunecli.reconstruct.refit import METHODS, LayerFit, output_error, refit
 from prunecli.reconstruct.turning import Turned
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import version
@@ -92,7 +92,7 @@ def recover(
     method = recovery_method(options)
     if method == "none":
         return cut, None
-    job = _Job(subject, cut, removed, options, progress)
+    job = _Job(subject, cut, removed, options=options, progress=progress)
     if method != FOLD:
         return job.refitted(subject.samples(options, progress), method)
     layers = fold(subject.work, job.form.model, removed)
@@ -100,7 +100,7 @@ def recover(
     if refits_on_pictures(subject, options):
         try:
             pictures = subject.pictures(options, progress)
-            return job.refitted(pictures, FOLD, folded, layers)
+            return job.refitted(pictures, FOLD, folded, layers=layers)
         except OutOfMemoryError:
             raise
         except PruneError as error:  # such as an operator that onnxruntime does not have: the cut stands without it
@@ -139,9 +139,15 @@ class _Job:
         tries = [_Try("none", self.cut)]
         if folded is not None and layers:
             tries.append(_Try(FOLD, folded, layers))
-        with _journal(self.subject, self.removed, self.options, data, form) as journal:
+        with self._journal(data, form) as journal:
             done = refit(
-                self.subject.work, self.form.model, self.removed, data, form, journal=journal, progress=self.progress
+                self.subject.work,
+                self.form.model,
+                self.removed,
+                data=data,
+                method=form,
+                journal=journal,
+                progress=self.progress,
             )
         tries.append(_Try(form, self.stored(), done.layers, turned=done.turned))
         if self.options.rescale_activations:
@@ -154,6 +160,19 @@ class _Job:
             error_after=errors[best], layers=list(tries[best].layers), left=done.left, tried=len(done.layers),
             rescaled=tries[best].rescaled, turned=list(tries[best].turned),
         )  # fmt: skip
+
+    def _journal(self, data: CalibrationBatches, method: str) -> LayerJournal:
+        """The file of `--state`, which keeps the layers that are refitted."""
+        state = self.options.state
+        if state is None:
+            return LayerJournal(None, "")
+        gone = {
+            name: {axis: positions.tolist() for axis, positions in sorted(axes.items())}
+            for name, axes in sorted(self.removed.items())
+        }
+        how = self.subject.how.convolved
+        decisive = (gone, method, data.fitted, how, self.options.execution, __version__, version())
+        return LayerJournal(state, identity_of(self.subject.file, data.feeds, *decisive))
 
 
 @dataclass(frozen=True)
@@ -179,21 +198,8 @@ def refits_on_pictures(subject: Cuttable, options: CutOptions) -> bool:
 def _activations(model: ir.Model, data: CalibrationBatches) -> dict[str, Array]:
     """Some of the numbers that each value takes on the fitting data."""
     feeds = data.feeds[: data.fitted]
-    seen = observe(data.start, ir.to_proto(model), feeds, len(feeds))
+    seen = observe(data.start, ir.to_proto(model), feeds, total=len(feeds))
     return {name: np.concatenate(one.some) for name, one in seen.items()}
-
-
-def _journal(
-    subject: Cuttable, removed: Removed, options: CutOptions, data: CalibrationBatches, method: str
-) -> LayerJournal:
-    """Where layers that are refitted are kept."""
-    if options.state is None:
-        return LayerJournal(None, "")
-    gone = {
-        name: {axis: gone.tolist() for axis, gone in sorted(axes.items())} for name, axes in sorted(removed.items())
-    }
-    decisive = (gone, method, data.fitted, subject.how.convolved, options.execution, __version__, version())
-    return LayerJournal(options.state, identity_of(subject.file, data.feeds, *decisive))
 
 
 def joint_damage(subject: Cuttable, options: CutOptions, units: Array, data: CalibrationBatches) -> float:
@@ -204,7 +210,7 @@ def joint_damage(subject: Cuttable, options: CutOptions, units: Array, data: Cal
     """
     removed, method = subject.units.removed(units), recovery_method(options)
     form = floating(subject.without(units, removed))
-    refit(subject.work, form.model, removed, data, "none" if method == FOLD else method)
+    refit(subject.work, form.model, removed, data=data, method="none" if method == FOLD else method)
     return output_error(subject.work, [form.model], data)[0]
 
 

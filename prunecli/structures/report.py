@@ -74,7 +74,7 @@ def to_json(found: StructuredResult) -> Json:
         **speed_delta(found.speed),
     }
     return report_json(
-        found, "structured", found.layers, skipped(found), sparsity=found.after.sparsity, extra=extra,
+        found, "structured", found.layers, skipped=skipped(found), sparsity=found.after.sparsity, extra=extra,
         latency_ms=speed_ms(found.speed),
     )  # fmt: skip
 
@@ -236,7 +236,7 @@ def _score_panel(group: GroupRow) -> Panel:
     edges = np.exp(edges) if log else edges
     edges[0], edges[-1] = min(edges[0], both.min()), max(edges[-1], both.max())
     series = [
-        Series(name, edges.tolist(), np.histogram(scores, edges)[0].tolist(), "histogram")
+        Series(name, edges.tolist(), np.histogram(scores, edges)[0].tolist(), draw="histogram")
         for name, scores in ((KEPT, group.kept), (REMOVED, group.removed))
     ]
     last = max(group.removed, default=math.inf)
@@ -251,4 +251,4 @@ def group_bars(groups: Sequence[GroupRow]) -> Iterator[Section]:
     if groups:
         names, after = [group.name for group in groups], [group.after for group in groups]
         series = [(KEPT, after), (REMOVED, [group.before - group.after for group in groups])]
-        yield Bars("Units by coupled group", names, series, "count", stacked=True)
+        yield Bars("Units by coupled group", names, series, form="count", stacked=True)

@@ -74,7 +74,7 @@ class Shortcut:
             weight = np.zeros((len(self.channels), self.inputs, 1, 1), np.float32)
             taken = np.flatnonzero(self.channels != ZERO)
             weight[taken, self.channels[taken]] = 1
-            stored = add_constant(graph, f"{self.name}.weight", weight, taken_names(graph))
+            stored = add_constant(graph, f"{self.name}.weight", weight, taken=taken_names(graph))
             new = ir.node("Conv", [self.source, stored], attributes, name=old.name)
         replace_node(graph, old, new)
         _sweep(graph, [*self.nodes[1:], *_producers(old)])

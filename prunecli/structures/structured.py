@@ -34,7 +34,7 @@ def structured(
     if options.plan is None:
         options = at_data(path, options)
     if options.quantize is not None:
-        found = _quantised(path, target, options, progress)
+        found = _quantised(path, target, options, progress=progress)
         return replace(found, seconds=time.perf_counter() - start)
     if options.trains:
         return structured_and_trained(path, target, options, progress=progress, start=start)
@@ -43,7 +43,7 @@ def structured(
 
 def _quantised(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> StructuredResult:
     """Cut, and train if asked, into a file elsewhere; what is written is that file quantised."""
-    check_target(load(path), None if options.dry_run else target, options.force, options)
+    check_target(load(path), None if options.dry_run else target, options.force, asked=options)
     once = replace(options, quantize=None, test=None, timing=False, dry_run=False)
 
     def make(place: Path) -> StructuredResult:

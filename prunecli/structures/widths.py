@@ -119,7 +119,7 @@ def alignment(round_to: int | str, target: str) -> Alignment:
     block, partial = cpu_block() if target.startswith("cpu") else DEVICE_BLOCKS[target], target == "cpu"
     if isinstance(round_to, int):
         return Alignment(round_to, padded=block if round_to > 1 else 1, partial=partial)
-    return Alignment(block, "dense" if partial else "never", block, partial, given=False)
+    return Alignment(block, "dense" if partial else "never", block, partial=partial, given=False)
 
 
 def cpu_block() -> int:

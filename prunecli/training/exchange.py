@@ -44,7 +44,7 @@ class MovingMasks:
         before = parameters.keep.copy()
         for item in parameters.items:
             if item.name in self.names:
-                self._move(parameters, item, slopes[item.start : item.stop], self.share(done))
+                self._move(parameters, item, slopes[item.start : item.stop], share=self.share(done))
         return np.asarray(before != parameters.keep)
 
     def _move(self, parameters: Parameters, item: Parameter, slopes: Array, share: float) -> None:

@@ -91,7 +91,7 @@ def finetune(
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     options.execution.check()
     file = load(path)
-    check_target(file, target, options.force, options)
+    check_target(file, target, options.force, asked=options)
     training, data, held = _prepare(file, options)
     dims = data_dims(data, {}, input_specs(file.ir))
     original = load(path)  # preparing may have replaced the last layer
@@ -99,7 +99,7 @@ def finetune(
     keeper = Keeper(training.trainer, options, _fingerprint(file, options, data))
     keeper.resume() if options.resume else training.tune(progress)
     score_before = training.trainer.at.first_score
-    diverged = _run(training, keeper, options, progress)
+    diverged = _run(training, keeper, options, progress=progress)
     training.store()
     proof = _Proof(training, next(data.batches(training.trainer.supply.run_size)).feed, options)
     at, course = training.trainer.at, [*training.notes, *training.trainer.notes()]
@@ -129,7 +129,7 @@ def finetune(
         shrunk=saved.shrunk,
         harmful=at.harmful(ties=options.keep_start == "never"),
         course=course,
-        **_beside_teacher(options, saved.output, after_file, dims, progress=progress),
+        **_beside_teacher(options, saved.output, after_file, dims=dims, progress=progress),
         seconds=time.perf_counter() - start,
     )
 
@@ -158,18 +158,18 @@ def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof,
 
     def trained(place: Path) -> FileRef:
         last = place == target
-        return save(file, place, SaveOptions(options.external_data, last and options.force, made), proof)
+        return save(file, place, SaveOptions(options.external_data, last and options.force, made), verify=proof)
 
     def make(place: Path) -> FileRef:
         if not options.shrink:
             return trained(place)
-        written, found, output = shrunk_after(place, options, trained, progress)
+        written, found, output = shrunk_after(place, options, trained, progress=progress)
         shrunk.append(found)
         return output or written
 
     if not options.pack:
         return _Written(make(target), shrunk=next(iter(shrunk), None))
-    _, small = packed_after(target, pack_options(options), make, progress)
+    _, small = packed_after(target, pack_options(options), make, progress=progress)
     return _Written(small.output, small, next(iter(shrunk), None))
 
 
@@ -183,7 +183,7 @@ def _beside_teacher(
     work = [count_macs(each, concrete_shapes(each, dims)).total for each in (file, after)]
     if not work[0] or not work[1] or work[1] >= work[0]:
         return {}
-    speed = measure_speed(Path(saved.path), options.teacher_path, options, progress)
+    speed = measure_speed(Path(saved.path), options.teacher_path, options, progress=progress)
     return {"speed": speed, "teacher": totals(file, concrete_shapes(file, dims))}
 
 

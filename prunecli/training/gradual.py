@@ -124,7 +124,7 @@ def prune_and_train(
             nothing is written.
     """
     steps = step_count(options)
-    check_target(load(path), target, forced(options), options)
+    check_target(load(path), target, forced(options), asked=options)
     rounds: list[Round[R]] = []
     with Scratch() as folder:
         source = path
@@ -136,7 +136,7 @@ def prune_and_train(
             source = target if final else place / "trained.onnx"
             needed = not final or any(not one.trained.harmful for one in rounds)
             training = training_of(
-                options, path, source, done, force=final and forced(options), salvage=final, keep_start=needed
+                options, path, source, cut=done, force=final and forced(options), salvage=final, keep_start=needed
             )
             trained = finetune(place / "cut.onnx", training, progress)
             rounds.append(Round(share, done, trained))

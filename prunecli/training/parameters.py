@@ -186,7 +186,7 @@ def reset_head(model: Model, classes: int, seed: int = 0) -> str:
     put(matrix.holder, rng.uniform(-bound, bound, shape))
     for bias in _biases(node, weights, count):
         put(bias.holder, np.zeros([classes if d == count else d for d in bias.shape]))
-    _restate(output, count, classes, node)
+    _restate(output, count, classes, node=node)
     return str(matrix.name)
 
 

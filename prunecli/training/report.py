@@ -50,7 +50,7 @@ def to_json(found: FinetuneResult) -> Json:
         **_speed_json(found),
     }
     return report_json(
-        found, "finetune", found.layers, found.skipped, sparsity=found.after.sparsity, extra=extra,
+        found, "finetune", found.layers, skipped=found.skipped, sparsity=found.after.sparsity, extra=extra,
         latency_ms=(None, speed_ms(found.speed)[1]),
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def to_document(found: FinetuneResult) -> Document:
     sections.append(Table("Training", columns, rows))
     sections += training_charts([found.epochs], found.score_name, [found.score_before])
     if found.teacher is not None:
-        sections.append(size_table(found.teacher, found.after, speed_rows(found.speed), ("teacher", "model")))
+        sections.append(size_table(found.teacher, found.after, speed_rows(found.speed), columns=("teacher", "model")))
         sections += speed_sections(found.speed, "teacher")
     sections += [*packed_sections(found.packed), *shrunk_sections(found.shrunk), *warnings(found.notes)]
     proof = found.verification
@@ -184,7 +184,7 @@ def training_sections(found: Retrained | None) -> list[Section]:
     ]
     columns = (Column("step", "count"), Column("not zero", "count"), Column("epoch", "count"), *_epoch_columns(last),
                Column(""))  # fmt: skip
-    table = Table("Training", columns, rows, _note(last) + (f", teacher {found.teacher}" if found.teacher else ""))
+    table = Table("Training", columns, rows, note=_note(last) + (f", teacher {found.teacher}" if found.teacher else ""))
     curves = training_charts([run.epochs for run in runs], last.score_name, [run.score_before for run in runs])
     return [table, *curves, *_gains(last, found.distilled), *warnings(last.course)]
 
@@ -218,6 +218,6 @@ def training_charts(runs: Sequence[Sequence[Epoch]], score: str, before: Sequenc
     if any(epoch.score is not None for epoch in epochs):
         series = Series(score, over, [epoch.score for epoch in epochs])
         known = [(start + 0.5, value) for start, value in zip(starts, before, strict=True) if value is not None]
-        first = Series(f"{score} before training", [x for x, _ in known], [y for _, y in known], "points")
+        first = Series(f"{score} before training", [x for x, _ in known], [y for _, y in known], draw="points")
         panels.append(Panel([series, first], "", marks, y=ChartAxis(f"{score}, held out")))
-    yield Chart("Training curves", panels, ChartAxis("epoch", "count"), ChartAxis("loss"), shared="x")
+    yield Chart("Training curves", panels, ChartAxis("epoch", "count"), y=ChartAxis("loss"), shared="x")

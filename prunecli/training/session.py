@@ -72,7 +72,7 @@ class Training:
                 pass
             return found
 
-        best = tuned(trainer.hyper, trainer.options, images, score)
+        best = tuned(trainer.hyper, trainer.options, images, score=score)
         trainer.at.tuned, trainer.at.hyper = trainer.options.rate is None, asdict(best)
 
     @property
@@ -111,8 +111,8 @@ def prepare_training(
     if unread:
         data, validation = data.without_labels(), None if validation is None else validation.without_labels()
     alone, work = teacher is not None and data.labels is None, _work(model, data)
-    hyper = settle(options, len(data) // batch_size, alone, work)
-    imitation = _Imitation.of(model, teacher, hyper, options, first.feed)
+    hyper = settle(options, len(data) // batch_size, alone, work=work)
+    imitation = _Imitation.of(model, teacher, hyper, options=options, feed=first.feed)
     told = imitation.answer(first.feed, list(imitation.runner.outputs)) if imitation else None
     heads = heads_of(model.ir.graph)
     objective = choose_objective(data, outputs, told, options=objective_options(options), heads=heads)
@@ -130,16 +130,18 @@ def prepare_training(
         graph, parameters = build.first(objective)
     _check_logits(objective, outputs[objective.output], graph)
     hidden = imitation.answer(first.feed, imitation.hidden) if imitation else {}
-    steppers, objective = build.with_features(graph, parameters, objective, hidden, hyper)
+    steppers, objective = build.with_features(graph, parameters, objective, told=hidden, hyper=hyper)
     ask = None if imitation is None else partial(imitation.answer, names=[*objective.imitated, *objective.features])
     supply = Supply(
-        data, objective, batch_size, run_size, like=outputs[objective.output], seed=options.seed, teacher=ask
+        data, objective, batch_size, run_size=run_size, like=outputs[objective.output], seed=options.seed, teacher=ask
     )
     score = None
     if validation is not None:
         score = _Judge(model, parameters, objective, data=validation, options=options, teacher=teacher).score
     moving = MovingMasks(options.exchange, options.pattern, movable(parameters, options.masked))
-    trainer = Trainer(steppers, supply, options, hyper, score=score, moving=moving if score and moving.names else None)
+    trainer = Trainer(
+        steppers, supply, options, hyper=hyper, score=score, moving=moving if score and moving.names else None
+    )
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
     notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
     notes += ["the labels fit no output and are not read: the teacher alone is learned from"] if unread else []
@@ -171,7 +173,7 @@ class _Imitation:
         they have gradients."""
         if teacher is None:
             return None
-        plain = cls(teacher, teacher.session, (), options.removed)
+        plain = cls(teacher, teacher.session, (), removed=options.removed)
         if options.teacher_path is None or not (hyper.features or hyper.blocks):
             return plain
         matrices = [w.name for w in trainable(model, options.freeze) if w.kind == "weight"]
@@ -295,12 +297,12 @@ class _Judge:
             own = {name: self.teacher.outputs.get(name, name) for name in self.objective.imitated}
             pair = {MODEL: replace(runners[MODEL], outputs={name: name for name in own}),
                     BASELINE: replace(self.teacher, outputs=own)}  # fmt: skip
-            done = run_pass(pair, self.data, BATCH, asked)
+            done = run_pass(pair, self.data, BATCH, asked=asked)
             assert done.fidelity is not None
             ratios = [done.fidelity.outputs[name]["snr_db"] for name in self.objective.imitated]
             known = [snr for snr in ratios if snr is not None and not math.isnan(snr)]
             return mean_ratio(known)
-        done = run_pass(runners, self.data, BATCH, asked)
+        done = run_pass(runners, self.data, BATCH, asked=asked)
         found = done.predictions[MODEL]
         score = float(found.goodness().mean())
         return score if found.log_prob is None else Score.of(score, float(found.log_prob.mean()))

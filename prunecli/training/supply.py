@@ -58,7 +58,7 @@ class Supply:
         feed = apply_augments(dict(batch.feed), hyper.augment, rng)
         targets = self.objective.targets(batch.labels, self.like)
         if hyper.mixup:
-            feed, targets = self._mixed(feed, targets, rng, hyper.mixup)
+            feed, targets = self._mixed(feed, targets, rng, alpha=hyper.mixup)
         if self.teacher is not None:
             targets |= self.objective.answers(self.teacher(feed), batch.labels)
         return feed | targets

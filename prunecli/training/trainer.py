@@ -152,7 +152,7 @@ class Trainer:
         """Return the score after a short run with these hyperparameters, and undo it."""
         started, minutes = time.perf_counter(), self.options.minutes
         options = replace(self.options, minutes=None if minutes is None else TRIAL * minutes)
-        one = Trainer(self.steppers, self.supply, options, hyper.trial(), score=self.score)
+        one = Trainer(self.steppers, self.supply, options, hyper=hyper.trial(), score=self.score)
         one.begin(self.statistics)
         one.at.tuned = True  # a rate that is lowered on the way would say nothing of the one it began with
         try:
@@ -262,7 +262,7 @@ class Trainer:
         stepper = self.steppers.alone if self.done < hyper.blocks else None
         stepper = stepper or self.steppers.whole
         rng = np.random.default_rng([o.seed, self.at.epoch, number])
-        loss = stepper.run_many(self.supply.feeds(self.at.epoch, number, rng, hyper))
+        loss = stepper.run_many(self.supply.feeds(self.at.epoch, number, rng, hyper=hyper))
         if not math.isfinite(loss):
             return loss
         if o.regularize:
@@ -274,7 +274,9 @@ class Trainer:
         if o.clip:
             clip_norm(p.gradients, o.clip)
         with np.errstate(over="ignore", invalid="ignore"):  # the loss of the next step, or the score, tells
-            self.optimizer.update(p.values, p.gradients, p.decays, self._rates(), self.total_steps + 1 - self.at.since)
+            self.optimizer.update(
+                p.values, p.gradients, p.decays, rates=self._rates(), step=self.total_steps + 1 - self.at.since
+            )
         p.values *= p.keep
         self._update_statistics(stepper)
         self._move_masks()
@@ -363,7 +365,7 @@ class Trainer:
         judged = self.score(self.statistics) if self.score is not None else None
         score = None if judged is None else float(judged)
         loss = at.loss_sum / at.step
-        at.history.append(Epoch(at.epoch + 1, loss, score, self.rate, seconds=seconds, samples_per_second=speed))
+        at.history.append(Epoch(at.epoch + 1, loss, score, rate=self.rate, seconds=seconds, samples_per_second=speed))
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
         if judged is None or score is None:
             return

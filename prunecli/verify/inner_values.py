@@ -83,7 +83,9 @@ class InnerValues:
         arrays = isinstance(got, np.ndarray) and isinstance(wanted, np.ndarray)
         if not arrays or got.shape != wanted.shape:
             return ""
-        (found,) = differences({"": got}, {"": wanted}, [{"": other} for other in others], self.relative * LOOSER)
+        (found,) = differences(
+            {"": got}, {"": wanted}, [{"": other} for other in others], relative=self.relative * LOOSER
+        )
         return "" if found.agrees else f"by {found.error:.2g} at a scale of {found.scale:.2g}"
 
     def _portions(self, names: Sequence[str], feed: Feed) -> Iterator[list[str]]:

@@ -101,11 +101,11 @@ def _variants(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputSh
     yield shapes
     lengths = list(dict.fromkeys([*COMMON, *_fitting(model)])) if free else []
     for length in lengths:
-        yield _at(specs, shapes, dims, dict.fromkeys(free, length))
+        yield _at(specs, shapes, dims, sizes=dict.fromkeys(free, length))
     for size in BATCHES if batch else ():
-        yield _at(specs, shapes, dims, dict.fromkeys(batch, size))
+        yield _at(specs, shapes, dims, sizes=dict.fromkeys(batch, size))
     for chosen in product(lengths, repeat=len(free)) if len(free) > 1 else ():
-        yield _at(specs, shapes, dims, dict(zip(free, chosen, strict=True)))
+        yield _at(specs, shapes, dims, sizes=dict(zip(free, chosen, strict=True)))
 
 
 def _free(specs: Sequence[InputSpec], dims: Dims) -> tuple[list[Key], list[Key]]:

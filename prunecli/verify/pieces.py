@@ -193,7 +193,7 @@ class ModelPieces:
 
     def __iter__(self) -> Iterator[ModelPiece]:
         for given, after in pairwise(self.boundaries):
-            yield ModelPiece(self.original, self.result, self.types, given, after)
+            yield ModelPiece(self.original, self.result, self.types, given=given, after=after)
 
 
 class Handed(dict[str, Any]):
@@ -209,7 +209,7 @@ class Handed(dict[str, Any]):
         """On what each side of a piece takes."""
         mine, theirs = ({info.name for info in part.graph.input} for part in piece.parts)
         taken = {name: value for name, value in self.items() if name in mine}
-        feed = Handed(taken, self.label, self.required, {n: v for n, v in self.own.items() if n in theirs})
+        feed = Handed(taken, self.label, self.required, own={n: v for n, v in self.own.items() if n in theirs})
         return Case(self.label, lambda: feed, self.required)
 
     def after(self, piece: ModelPiece, wanted: Feed, got: Feed, aligned: Callable[[str, Any], Any]) -> Handed:
@@ -219,7 +219,7 @@ class Handed(dict[str, Any]):
         handed = {n: v for n, v in planned.items() if n in got and np.shape(v) == np.shape(got[n])}
         mine = {name: value for name, value in {**self, **wanted}.items() if name in given}
         theirs = {name: value for name, value in {**self.own, **got, **handed}.items() if name in given}
-        return Handed(mine, self.label, self.required, theirs)
+        return Handed(mine, self.label, self.required, own=theirs)
 
 
 def own(feed: Feed) -> Feed:
@@ -245,7 +245,7 @@ def divide(original: Outlined, other: Outlined, types: ValueTypes) -> list[Bound
             continue
         seen |= weights[number]
         fewer = best < 0 or 2 * size < PIECE or len(alive[number]) <= len(alive[best])
-        if fewer and number < len(weights) - 1 and _serves(alive[number], original, other, types):
+        if fewer and number < len(weights) - 1 and _serves(alive[number], original, other, types=types):
             best = number
         number += 1
     return [*boundaries, tuple(original.outputs)]

@@ -79,7 +79,7 @@ class Proof:
         """The proof as results tell of it."""
         largest = max((one.error for one in self.differences), default=0.0)
         relative = max((one.relative for one in self.differences), default=0.0)
-        return Verification(kind, largest, relative, self.runs, detail)
+        return Verification(kind, largest, relative, samples=self.runs, detail=detail)
 
 
 def prove(claim: Claim, cases: Iterable[Case], progress: Progress = no_progress) -> Proof:
@@ -132,11 +132,11 @@ def _compared(claim: Claim, case: Case) -> Sequence[Difference]:
         raise PruneError(
             f"the original runs on {case.label}, the {claim.names[0]} does not: {error.message}", claim.hint
         ) from error
-    found = claim.tolerance.differences(got, wanted, claim.reference, feed)
+    found = claim.tolerance.differences(got, wanted, claim.reference, feed=feed)
     wrong = next((one for one in found if not one.agrees), None)
     if wrong is not None:
-        raise _refusal(claim, case.label, feed, wrong)
-    claim.demand(Agreement(feed, case.label, wanted, got, found))
+        raise _refusal(claim, case.label, feed, wrong=wrong)
+    claim.demand(Agreement(feed, case.label, wanted, got=got, differences=found))
     return found
 
 

@@ -106,7 +106,9 @@ class SameBits:
 
     def _difference(self, name: str, got: Any, wanted: Any) -> Difference:
         same = same_outputs(self._plain(got), self._plain(wanted))
-        return Difference(name, 0.0 if same else float("inf"), 0.0, 0.0, "" if same else "not the same bits")
+        return Difference(
+            name, 0.0 if same else float("inf"), 0.0, allowed=0.0, problem="" if same else "not the same bits"
+        )
 
     def _plain(self, value: Any) -> Any:
         rounded = isinstance(value, np.ndarray) and value.dtype.kind == "f"
@@ -131,13 +133,13 @@ class Rounding:
         if not any(np.size(value) for value in wanted.values()):
             raise InconclusiveError("its outputs have no elements, which proves nothing")
         others = [reference.run(feed)]
-        if any(one.hopeless for one in differences(wanted, wanted, others, self.relative)):
+        if any(one.hopeless for one in differences(wanted, wanted, others, relative=self.relative)):
             raise RandomOutputsError
         others.append(self.plain().run(feed))
-        found = differences(got, wanted, others, self.relative)
+        found = differences(got, wanted, others, relative=self.relative)
         if all(one.agrees for one in found):
             return found
-        return differences(got, wanted, [*others, *(one.run(feed) for one in self.nudged())], self.relative)
+        return differences(got, wanted, [*others, *(one.run(feed) for one in self.nudged())], relative=self.relative)
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,10 @@ def differences(
     for name, value in wanted.items():
         pairs = zip(_leaves(got.get(name)), _leaves(value), *(_leaves(o.get(name)) for o in others), strict=False)
         if len(list(_leaves(got.get(name)))) != len(list(_leaves(value))):
-            out.append(Difference(name, float("inf"), 0.0, 0.0, "another number of elements", mismatch=True))
-        out += [_compare(name, a, b, rest, relative) for a, b, *rest in pairs]
+            out.append(
+                Difference(name, float("inf"), 0.0, allowed=0.0, problem="another number of elements", mismatch=True)
+            )
+        out += [_compare(name, a, b, others=rest, relative=relative) for a, b, *rest in pairs]
     return out
 
 
@@ -191,17 +195,19 @@ def _leaves(value: Any) -> Iterator[Array]:
 def _compare(name: str, got: Array, wanted: Array, others: Sequence[Array], relative: float) -> Difference:
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
         problem = f"{got.dtype} {got.shape}, not {wanted.dtype} {wanted.shape}"
-        return Difference(name, float("inf"), 0.0, 0.0, problem, mismatch=True)
+        return Difference(name, float("inf"), 0.0, allowed=0.0, problem=problem, mismatch=True)
     if not is_float(wanted):
         same = bool(np.array_equal(got, wanted))
         unsure = any(o.shape != wanted.shape or not np.array_equal(o, wanted) for o in others)
         error, problem = (0.0, "") if same else (1.0, "other values, of a type that is not rounded")
-        return Difference(name, error, 1.0, 1.0 if unsure else 0.0, problem, hopeless=unsure)
+        return Difference(name, error, 1.0, allowed=1.0 if unsure else 0.0, problem=problem, hopeless=unsure)
     error, scale = distance(got, wanted), magnitude(wanted)
     noise = max((d for o in others if o.shape == wanted.shape and np.isfinite(d := distance(o, wanted))), default=0.0)
     allowed = max(relative * scale, OF_NOISE * noise)
     problem = "" if np.isfinite(error) else "other elements are not numbers"
-    return Difference(name, error, scale, allowed, problem, hopeless=OF_NOISE * noise > HOPELESS * scale)
+    return Difference(
+        name, error, scale, allowed=allowed, problem=problem, hopeless=OF_NOISE * noise > HOPELESS * scale
+    )
 
 
 def is_float(array: Array) -> bool:

@@ -50,7 +50,7 @@ def gradient(
         execution=options.execution,
     )  # fmt: skip
     selector = Selector("gradient", partial(by_gradient, samples, options.measured_steps))
-    return zeroed(Path(model), options, selector, progress)
+    return zeroed(Path(model), options, selector, progress=progress)
 
 
 def by_gradient(
@@ -72,7 +72,7 @@ def by_gradient(
     decisions, scores = _in_steps(choice.chosen, source, recipe, steps=steps, progress=progress)
     details = {name: {"scores": quantiles} for name, quantiles in scores.items()}
     said = {"steps": steps, **source.asked, **({"allocate": recipe.allocate} if recipe.allocate else {})}
-    return Selection(choice, decisions, said, [*source.notes, *notes], details=details, feed=source.feed)
+    return Selection(choice, decisions, said, notes=[*source.notes, *notes], details=details, feed=source.feed)
 
 
 def _check_finite(weights: Sequence[Weight]) -> None:
@@ -110,13 +110,13 @@ def _in_steps(
     decisions: Sequence[Decision] = []
     scores: Mapping[str, Json] = {}
     for step in range(1, steps + 1):
-        evidence = source.measure(weights, alive, f"measuring gradients ({step}/{steps})", progress)
+        evidence = source.measure(weights, alive, f"measuring gradients ({step}/{steps})", progress=progress)
         targets = [target_of(w, evidence[w.name]) for w in weights]
         scores = scores or _quantiles(targets, recipe)
         decisions = decide(targets, at_share(recipe, share_after(step, steps)))
         if step < steps:
             alive = {w.name: ~d.drop(originals[w.name]) for w, d in zip(weights, decisions, strict=True)}
-            _gone_to_zero(source, weights, originals, alive)
+            _gone_to_zero(source, weights, originals, alive=alive)
     return decisions, scores
 
 

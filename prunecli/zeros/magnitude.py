@@ -56,7 +56,9 @@ def magnitude(
         PruneError: the file or an option is unusable, a weight holds NaN or infinity, or the saved file is not
             the original with masked weights; then nothing is written.
     """
-    return zeroed(Path(model), MagnitudeOptions.of(options, **changes), Selector("magnitude", by_value), progress)
+    return zeroed(
+        Path(model), MagnitudeOptions.of(options, **changes), Selector("magnitude", by_value), progress=progress
+    )
 
 
 def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Progress) -> MagnitudeResult:
@@ -71,7 +73,7 @@ def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Pr
         options = at_data(path, options)
     last: LastStep = "pack" if options.pack else "quantize" if _quantizes(options) else "shrink"
     if last != "shrink" or options.shrink:
-        found = _finished(path, target, options, selector, last=last, progress=progress)
+        found = _finished(path, target, options, selector=selector, last=last, progress=progress)
     elif options.trains:
         found = _retrained(path, target, options, selector=selector, progress=progress)
     else:
@@ -95,19 +97,19 @@ def _finished(
     off: dict[str, Any] = {"quantize": None, "test": None} if last == "quantize" else {last: False}
     once = replace(options, **off)
     if options.dry_run and options.trains:
-        found = zeroed(path, once, selector, progress)
+        found = zeroed(path, once, selector, progress=progress)
         return replace(found, notes=[*found.notes, f"a dry run does not train, and so cannot {last}"])
-    check_target(load(path), None if options.dry_run else target, options.force, options)
+    check_target(load(path), None if options.dry_run else target, options.force, asked=options)
 
     def make(place: Path) -> MagnitudeResult:
-        return zeroed(path, replace(once, output=place, dry_run=False), selector, progress)
+        return zeroed(path, replace(once, output=place, dry_run=False), selector, progress=progress)
 
     if last == "shrink":
-        return told_shrunk(*shrunk_after(target, options, make, progress))
+        return told_shrunk(*shrunk_after(target, options, make, progress=progress))
     if last == "quantize":
         assert isinstance(options, QuantizedLast)
         return told_quantized(*quantized_after(path, target, options, make=make, progress=progress))
-    done = told(*packed_after(target, pack_options(options), make, progress), options.dry_run)
+    done = told(*packed_after(target, pack_options(options), make, progress=progress), options.dry_run)
     return replace(done, quantised=told_packed(done.quantised, done.after.file_bytes))
 
 
@@ -121,9 +123,9 @@ def _pruned(
     inspector = ZeroInspector(work, options, progress)
     with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance(work.command, found.recipe))
-        saved = save(work.file, place, saving, inspector)
+        saved = save(work.file, place, saving, verify=inspector)
     if options.save_plan is not None:
-        save_plan(options.save_plan, work.file, found.recipe, work.zeroed, progress=progress, force=options.force)
+        save_plan(options.save_plan, work.file, found.recipe, found=work.zeroed, progress=progress, force=options.force)
     assert inspector.after is not None
     return MagnitudeResult(
         model=work.file.ref,
@@ -243,7 +245,7 @@ def prepare(
     if options.verify:
         options.execution.check()
     file = load(path)
-    check_target(file, None if options.dry_run else target, options.force, options)
+    check_target(file, None if options.dry_run else target, options.force, asked=options)
     floats = floats_of(file)
     shapes = concrete_shapes(floats, options.dims)
     found = _selected(floats, options, recipe, selector=selector, progress=progress)
@@ -272,8 +274,8 @@ def _selected(
         return planned if selector.refit is None else selector.refit(file, planned, progress)
     assert recipe is not None
     also = options.also if isinstance(options, OtherKinds) else ()
-    choice = choose(found, options.include, options.exclude, also)
-    said = selector.select(file, choice, recipe, progress)
+    choice = choose(found, options.include, options.exclude, also=also)
+    said = selector.select(file, choice, recipe, progress=progress)
     patterns = {"include": options.include, "exclude": options.exclude, "also": also}
     asked = {**recipe.to_json(), **{name: list(given) for name, given in patterns.items()}}
     return replace(said, recipe=asked | said.recipe)
@@ -299,5 +301,5 @@ class ZeroInspector:
     def _proof(self) -> ZeroProof:
         work = self.work
         sizes = sizes_to_try(work.file, work.shapes.inputs, self.options.dims)
-        return ZeroProof(work.file, work.floats.ir, work.changed, sizes, open=self.options.execution.open,
+        return ZeroProof(work.file, work.floats.ir, work.changed, sizes=sizes, open=self.options.execution.open,
                          progress=self.progress, given=work.selection.feed)  # fmt: skip

@@ -69,7 +69,7 @@ def oneshot(
     """
     options = OneshotOptions.of(options, **changes)
     how = Oneshot(options)
-    return zeroed(Path(model), options, Selector("oneshot", how.select, how.refit), progress)
+    return zeroed(Path(model), options, Selector("oneshot", how.select, how.refit), progress=progress)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Oneshot:
             layers, data = self._layers(file, choice.chosen, way, store=store, progress=progress)
             choice = _measured(choice, layers, self.options.fallback)
             with self._journal(layers, recipe) as journal:
-                amounts, allocation, told = self._settled(layers, recipe, journal, progress)
+                amounts, allocation, told = self._settled(layers, recipe, journal, progress=progress)
                 done = self._fitted(choice, layers, amounts, journal=journal, progress=progress,
                                     by_value=partial(_by_magnitude, recipe))  # fmt: skip
         names = {"method": way.method.name, "recover": way.recover}
@@ -139,7 +139,7 @@ class Oneshot:
         known = journal.amounts
         if known is None:
             allocation, sizes, told = self._allocated(layers, recipe, progress)
-            amounts = self._amounts(layers, recipe, allocation, sizes)
+            amounts = self._amounts(layers, recipe, allocation, sizes=sizes)
             known = {"of": amounts, "allocation": allocation, "told": told}
             journal.put_amounts(known)
         return dict(known["of"]), str(known["allocation"]), list(known["told"])
@@ -164,7 +164,7 @@ class Oneshot:
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
         feeds = data.feeds(_batch_size(data))
         fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, o.exclude))
-        layers = CalibratedLayers.of(file, names, feeds, way, store, fixed=fixed)
+        layers = CalibratedLayers.of(file, names, feeds, way=way, store=store, fixed=fixed)
         layers.weigh()
         return layers, data
 
@@ -280,7 +280,7 @@ def measured_scores(
     way = Way(method, form, "none", by_row=False, workers=1, seed=options.seed, start=options.execution.open)
     names = {w.holder.name: w.name for w in chosen}
     with Store(options.memory_bytes) as store:
-        layers, _ = Oneshot(options)._layers(file, chosen, way, store, progress)
+        layers, _ = Oneshot(options)._layers(file, chosen, way, store=store, progress=progress)
         found = {names[layer.weight.holder.name]: each for layer, each in scored(layers, progress)}
     choice = _measured(WeightChoice(list(chosen), [], []), layers, False)
     return found, list(choice.skipped)

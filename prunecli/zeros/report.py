@@ -61,7 +61,7 @@ def to_json(found: MagnitudeResult) -> Json:
         **shrunk_json(found.shrunk),
     }
     return report_json(
-        found, found.command, map(_row, found.layers), found.skipped, sparsity=found.sparsity, extra=extra
+        found, found.command, map(_row, found.layers), skipped=found.skipped, sparsity=found.sparsity, extra=extra
     )
 
 
@@ -156,7 +156,7 @@ def _layers(found: MagnitudeResult) -> Table:
         *((Column("output error", "number", drop=1),) if fitted else ()), Column("note", drop=4),
     )  # fmt: skip
     note = "output error: mean squared change of the layer's outputs, as a share of their variance" if fitted else ""
-    return Table("Layers", columns, rows, note, top=TOP, top_by="parameters")
+    return Table("Layers", columns, rows, note=note, top=TOP, top_by="parameters")
 
 
 def _scores(found: MagnitudeResult) -> Iterator[Section]:
@@ -169,7 +169,7 @@ def _scores(found: MagnitudeResult) -> Iterator[Section]:
         note = (
             "Below which score so much of a weight lies, in the model as it was. --threshold T zeroes what is below T."
         )
-        yield Table("Scores", (Column("weight", "name"), *columns), rows, note, top=TOP)
+        yield Table("Scores", (Column("weight", "name"), *columns), rows, note=note, top=TOP)
 
 
 def _counted(number: int, noun: str) -> str:
@@ -212,6 +212,6 @@ def spread_charts(spreads: Mapping[str, ZeroedSpread], sizes: Mapping[str, int])
 
 def _spread_panel(spread: ZeroedSpread, title: str) -> Panel:
     both = ((KEPT, spread.kept), (ZEROED, spread.zeroed))
-    series = [Series(name, spread.edges, counts, "histogram") for name, counts in both]
+    series = [Series(name, spread.edges, counts, draw="histogram") for name, counts in both]
     name = f"{'cut' if spread.sharp else 'largest zeroed'} {spread.cut:.3g}" if spread.cut else ""
     return Panel(series, title, [Mark("x", spread.cut, name)] if spread.cut else [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,7 +38,10 @@ class Selection:
     feed: Mapping[str, Any] | None = None
 
 
-Select = Callable[[Model, "WeightChoice", Recipe, Progress], Selection]
+class Select(Protocol):
+    """Turns a choice of weights into decisions."""
+
+    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def by_value(file: Model, choice: WeightChoice, recipe: Recipe, progress: Progre
         )
     recipe, notes = allocated(file, choice, recipe)
     decisions = decide([target_of(weight) for weight in choice.chosen], recipe, progress)
-    return Selection(choice, decisions, {"allocate": recipe.allocate} if recipe.allocate else {}, notes)
+    return Selection(choice, decisions, {"allocate": recipe.allocate} if recipe.allocate else {}, notes=notes)
 
 
 KINDS = {"bias": "biases", "norm": "normalisation parameters", "embedding": "embeddings"}
@@ -137,10 +140,12 @@ def choose(
     for weight in weights.all():
         if weight.holder.overridable and any(fnmatchcase(weight.holder.name, pattern) for pattern in include):
             release(weight.holder.value)
-    reasons = {w.name: _reason(w, w.kind == "weight" or w.kind in also, include, exclude) for w in weights.all()}
+    reasons = {
+        w.name: _reason(w, w.kind == "weight" or w.kind in also, include, exclude=exclude) for w in weights.all()
+    }
     chosen = [w for w in candidates if not reasons[w.name]]
     if not chosen:
-        raise _nothing(weights, candidates, include, exclude)
+        raise _nothing(weights, candidates, include, exclude=exclude)
     left = [w for w in weights.all() if reasons[w.name]]
     return WeightChoice(chosen, left, [Skipped(w.name, reasons[w.name]) for w in left] + weights.skipped)
 

@@ -61,11 +61,13 @@ class Shard:
         if not path.is_file() or (file := load(path)).sha256 != self.sha256:
             raise PruneError(f"a worker has no such model at {path}", "put it into a folder that all workers have")
         store = Store(self.memory)
-        layers = CalibratedLayers.of(floats_of(file), self.names, self.feeds, self.way, store, fixed=self.fixed)
+        layers = CalibratedLayers.of(
+            floats_of(file), self.names, self.feeds, way=self.way, store=store, fixed=self.fixed
+        )
         layers.part = self.part
         if self.importance is not None:
             layers.importance = self.importance.of_part(
-                layers.original, layers.all, self.feeds, store, start=self.way.start, seed=self.way.seed,
+                layers.original, layers.all, self.feeds, store=store, start=self.way.start, seed=self.way.seed,
                 first=self.part.first,
             )  # fmt: skip
         return _OpenShard(layers, home)
@@ -85,7 +87,7 @@ class _OpenShard(LayerWalks):
     def put_arrays(self, values: Array, vector: Array | None) -> None:
         """As `put`, of what was sent."""
         empty = Masked(np.empty(0, np.uint8), values)
-        self.put(self.placed, FittedLayer.kept(self._kept, str(self.placed), empty, vector, details={}))
+        self.put(self.placed, FittedLayer.kept(self._kept, str(self.placed), empty, vector=vector, details={}))
 
     def close(self) -> None:
         super().close()

@@ -37,13 +37,13 @@ class _Counted:
 
     def plus(self, other: _Counted) -> _Counted:
         cut, least = max(self.cut, other.cut), min(self.least, other.least)
-        return _Counted(self.kept + other.kept, self.zeroed + other.zeroed, cut, least)
+        return _Counted(self.kept + other.kept, self.zeroed + other.zeroed, cut, least=least)
 
 
 def zeroed_spreads(zeroed: Sequence[Zeroed], progress: Progress) -> dict[str, ZeroedSpread]:
     """One more pass over the weights, each read once, in half octaves of |w|. The name "" holds the sum of all."""
     counts = {one.weight.name: _count(one) for one in progress(zeroed, "measuring what was zeroed", len(zeroed))}
-    total = _Counted(np.zeros(_CELLS, np.int64), np.zeros(_CELLS, np.int64), 0.0, np.inf)
+    total = _Counted(np.zeros(_CELLS, np.int64), np.zeros(_CELLS, np.int64), 0.0, least=np.inf)
     for one in counts.values():
         total = total.plus(one)
     used = np.flatnonzero(total.kept + total.zeroed)
@@ -64,7 +64,7 @@ def _count(one: Zeroed) -> _Counted:
         np.bincount(cells[kept], minlength=_CELLS),
         np.bincount(cells[gone], minlength=_CELLS),
         float(size[gone].max(initial=0.0)),
-        float(size[kept].min(initial=np.inf)),
+        least=float(size[kept].min(initial=np.inf)),
     )
     one.release()
     return result

@@ -90,7 +90,7 @@ class ZeroProof:
             before[place] = holder.tensor if one is None else one.stored
             if one is not None:
                 changed[place] = partial(_holds, one)
-        check_tensors(before, load(staged).ir, changed, _REPORT, self.progress)
+        check_tensors(before, load(staged).ir, changed, hint=_REPORT, progress=self.progress)
         if outline(plain_path(self.model)) != outline(staged):
             raise PruneError("internal: saving changed more than weights", _REPORT)
 
@@ -104,7 +104,7 @@ class ZeroProof:
 
     def _session(self, staged: Path, **options: Any) -> Session:
         original = partial(self.open, plain_path(self.model), **options)
-        return open_result(partial(self.open, staged, **options), original, "pruned model", _REPORT)
+        return open_result(partial(self.open, staged, **options), original, "pruned model", hint=_REPORT)
 
 
 def _holds(one: Zeroed, original: Array, found: Array) -> bool:

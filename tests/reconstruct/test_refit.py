@@ -12,9 +12,10 @@ import onnx_ir as ir
 import pytest
 
 from prunecli.calibration.layers import refittable
+from prunecli.calibration.samples import CalibrationBatches
 from prunecli.model import Dims
 from prunecli.reconstruct import refit as module
-from prunecli.reconstruct.refit import METHODS, CalibrationBatches, Refit, output_error, refit
+from prunecli.reconstruct.refit import METHODS, Refit, output_error, refit
 from prunecli.structures.prunable import AnalysedAs, Cuttable, open_cuttable
 from tests.model.build import floats, node, proto, save_proto
 

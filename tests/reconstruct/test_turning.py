@@ -10,9 +10,10 @@ import onnx
 import pytest
 
 from prunecli.calibration.layerwise import Store, Walk
+from prunecli.calibration.samples import CalibrationBatches
 from prunecli.model import Dims
 from prunecli.reconstruct import refit as module
-from prunecli.reconstruct.refit import CalibrationBatches, output_error, refit
+from prunecli.reconstruct.refit import output_error, refit
 from prunecli.reconstruct.turning import Couplings, TurnedModel, turn, turned
 from prunecli.runtime import Session
 from prunecli.structures.damage import DamageSource, curves
@@ -142,7 +143,7 @@ def test_what_is_found_is_turned_and_the_function_stays(name: str, tmp_path: Pat
         found = list(Couplings(model, Walk(model, data, store, Session.open, keep=())))
     told = [(c.left.layer.name, c.right.layer.name, len(np.unique(c.alike)), c.centred) for c in found]
     assert told == wanted
-    out = turned(model, data, len(data), Session.open)
+    out = turned(model, CalibrationBatches(data, len(data)))
     assert len(out.done) == len(wanted)
     assert any(
         not np.array_equal(
@@ -189,7 +190,7 @@ def test_scores_lose_no_more_than_any_of_that_rank_must(tmp_path: Path) -> None:
     gq, gk = (np.einsum("hnd,hne->hde", one, one) / one.shape[1] for one in (q, k))
     least = sum(np.sort(np.linalg.eigvals(a @ b).real)[:2].sum() for a, b in zip(gq, gk, strict=True))
 
-    turn(cut.subject.work, cut.model, cut.removed, cut.data.feeds, 3, start=Session.open)
+    turn(cut.subject.work, cut.model, cut.removed, data=cut.data)
     q_cut, k_cut = (per_head(cut.model, kind, x) for kind in "qk")
     k_cut = k_cut - k_cut.mean(axis=1, keepdims=True)
 
@@ -228,7 +229,7 @@ def test_keys_of_a_lower_rank_lose_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_measured_damage_knows_of_it(tmp_path: Path) -> None:
     found, data = subject(tmp_path, rank=2), feeds()
     group = next(g for g in found.units.groups if g.kind == "head_dim" and ("wq", 1) in g.weights)
-    heads = turned(found.work, data, 3, Session.open)
+    heads = turned(found.work, CalibrationBatches(data, 3))
     source = DamageSource(heads.model, found.units, data[:3], data[3:], rank=heads.rank)
     (curve,) = curves(source, [(group, 3, range(SIZE, 0, -1))])
     assert curve.order == [3, 2, 1]
@@ -250,7 +251,7 @@ def test_what_does_not_pay_stays(tmp_path: Path) -> None:
     removed = found.units.removed(mask)
     cut = found.without(mask, removed)
     before = {name: value.const_value.numpy().copy() for name, value in cut.graph.initializers.items()}
-    out = turn(found.work, cut, removed, feeds(), 3, start=Session.open)
+    out = turn(found.work, cut, removed, data=CalibrationBatches(feeds(), 3))
     assert not out.done
     assert all(
         np.array_equal(before[name], value.const_value.numpy()) for name, value in cut.graph.initializers.items()

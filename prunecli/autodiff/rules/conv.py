@@ -69,9 +69,9 @@ def read_window(g: GradientContext, kernel: Sequence[int], large: Shape, small: 
 @rule("Conv")
 def conv(g: GradientContext, dy: Value) -> Gradients:
     """dx: a Conv with flipped weights, or a ConvTranspose; dw: a product per place of the kernel; dbias = sum(dy)."""
-    window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], g.ops.shape(dy)[2:])
+    window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], small=g.ops.shape(dy)[2:])
     dx = _input_gradient(g.ops, dy, g.x(1), x=g.x(0), window=window) if g.needs(0) else None
-    dw = weight_gradient(g.ops, g.x(0), dy, window) if g.needs(1) else None
+    dw = weight_gradient(g.ops, g.x(0), dy, window=window) if g.needs(1) else None
     return [dx, dw, g.ops.channel_sum(dy) if g.needs(2) else None]
 
 
@@ -79,9 +79,9 @@ def conv(g: GradientContext, dy: Value) -> Gradients:
 def conv_transpose(g: GradientContext, dy: Value) -> Gradients:
     """The transpose of a Conv from y to x with the same weights: its gradients with the roles exchanged."""
     ops = g.ops
-    window = read_window(g, g.shape(1)[2:], ops.shape(dy)[2:], g.shape(0)[2:])
-    dx = _conv(ops, dy, g.x(1), window) if g.needs(0) else None
-    dw = weight_gradient(ops, dy, g.x(0), window) if g.needs(1) else None
+    window = read_window(g, g.shape(1)[2:], ops.shape(dy)[2:], small=g.shape(0)[2:])
+    dx = _conv(ops, dy, g.x(1), window=window) if g.needs(0) else None
+    dw = weight_gradient(ops, dy, g.x(0), window=window) if g.needs(1) else None
     return [dx, dw, ops.channel_sum(dy) if g.needs(2) else None]
 
 
@@ -101,7 +101,7 @@ def _input_gradient(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow)
     pads = [[s - 1 - p for s, p in zip(window.spans, side, strict=True)] for side in (window.before, window.after)]
     if set(window.strides) == {1} and min(map(min, pads)) >= 0:
         back = replace(window, before=tuple(pads[0]), after=tuple(pads[1]))
-        return _conv(ops, dy, _flipped(ops, w, window.groups), back)
+        return _conv(ops, dy, _flipped(ops, w, window.groups), window=back)
     if set(window.kernel) == {1} and not any(window.pads):
         return _pointwise_strided(ops, dy, w, x=x, window=window)
     padded = [i + b + a for i, b, a in zip(ops.shape(x)[2:], window.before, window.after, strict=True)]
@@ -126,15 +126,15 @@ def _flipped(ops: Ops, w: Value, groups: int) -> Value:
 def _pointwise_strided(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow) -> Value:
     """A 1x1 kernel reads every s-th position only: a stride-1 product, then zeros in between."""
     one = (1,) * len(window.kernel)
-    product = _conv(ops, dy, _flipped(ops, w, window.groups), replace(window, strides=one, dilations=one))
-    return spread(ops, product, window.strides, ops.shape(x)[2:])
+    product = _conv(ops, dy, _flipped(ops, w, window.groups), window=replace(window, strides=one, dilations=one))
+    return spread(ops, product, window.strides, lengths=ops.shape(x)[2:])
 
 
 def spread(ops: Ops, value: Value, steps: tuple[int, ...], lengths: tuple[int, ...]) -> Value:
     """Put zeros between the elements of the last axes: position i goes to i * step; cut or pad to `lengths`."""
     shape = ops.shape(value)
     if len(steps) == 2 and len(shape) == 4 and shape[2] > 1 and shape[3] > 1:
-        return _spread_planes(ops, value, steps, lengths)
+        return _spread_planes(ops, value, steps, lengths=lengths)
     lead, rank = len(shape) - len(steps), len(shape)
     apart = [*shape[:lead], *itertools.chain.from_iterable((n, 1) for n in shape[lead:])]
     after = [0] * lead + list(itertools.chain.from_iterable((0, s - 1) for s in steps))
@@ -161,9 +161,9 @@ def weight_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
     """dw[m, c, k] = sum over n, o of dy[n, m, o] x[n, c, o stride + k dilation - pad]."""
     channels, groups = ops.shape(x)[1], window.groups
     if groups == channels and groups > 1:
-        return _depthwise_gradient(ops, x, dy, window)
-    if _by_image(ops, x, dy, window):
-        return _image_products(ops, x, dy, window)
+        return _depthwise_gradient(ops, x, dy, window=window)
+    if _by_image(ops, x, dy, window=window):
+        return _image_products(ops, x, dy, window=window)
     x = ops.pad(x, [0, 0, *window.before], [0, 0, *window.after]) if groups > 1 else _channels_last(ops, x, window)
     dy_rows = _rows(ops, ops.transpose(dy, [1, 0, *range(2, ops.rank(dy))]), groups)
     (_, m, *out), c = ops.shape(dy), channels // groups
@@ -226,7 +226,7 @@ def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Va
     """
     (n, c, *plane), (_, m, *kernel) = ops.shape(x), ops.shape(dy)
     if m != c:
-        return _multiplied_depthwise(ops, x, dy, window)
+        return _multiplied_depthwise(ops, x, dy, window=window)
     # the window may leave a rest at the end that no tap saw: shrink the padding (or crop) by it
     seen = [(o - 1) * s + span for o, s, span in zip(kernel, window.strides, window.spans, strict=True)]
     after = [want - have - before for want, have, before in zip(seen, plane, window.before, strict=True)]
@@ -238,7 +238,7 @@ def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Va
     swapped = PoolWindow(
         tuple(kernel), window.dilations, window.strides, before=window.before, after=tuple(after), groups=n * c
     )
-    taps = _conv(ops, planes, filters, swapped)
+    taps = _conv(ops, planes, filters, window=swapped)
     per_image = ops.reshape(taps, (n, c * int(np.prod(window.kernel))))
     return ops.reshape(ops.sum(per_image, [0]), (c, 1, *window.kernel))
 
@@ -250,7 +250,7 @@ def _multiplied_depthwise(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> 
     results = []
     for k in range(m // c):
         part = ops.reshape(ops.slice(parts, [2], [k], [k + 1]), (n, c, *spatial))
-        results.append(_depthwise_gradient(ops, x, part, window))
+        results.append(_depthwise_gradient(ops, x, part, window=window))
     return ops.reshape(ops.concat(results, 1), (m, 1, *window.kernel))
 
 
@@ -262,7 +262,7 @@ def max_pool(g: GradientContext, dy: Value, dindices: Value | None = None) -> Gr
         raise g.refuse("storage_order 1 is not supported")
     flat = ops.size(dy)
     where = ops.reshape(_indices(g), (flat,))
-    window = read_window(g, g.ints("kernel_shape"), g.shape()[2:], ops.shape(dy)[2:])
+    window = read_window(g, g.ints("kernel_shape"), g.shape()[2:], small=ops.shape(dy)[2:])
     apart = all(s >= k for s, k in zip(window.strides, window.spans, strict=True))
     zeros, rows = ops.zeros((ops.size(g.x()),), dy), ops.reshape(dy, (flat,))
     scattered = ops.op("ScatterElements", zeros, where, rows, axis=0, reduction=None if apart else "add")
@@ -285,15 +285,15 @@ def average_pool(g: GradientContext, dy: Value) -> Gradients:
     """Each input receives dy / count from every window it is in: a transposed convolution with ones."""
     ops, shape = g.ops, g.shape()
     out = ops.shape(dy)[2:]
-    window = read_window(g, g.ints("kernel_shape"), shape[2:], out)
-    counts = _counts(window, shape[2:], out, bool(g.integer("count_include_pad")))
+    window = read_window(g, g.ints("kernel_shape"), shape[2:], small=out)
+    counts = _counts(window, shape[2:], out, include_pad=bool(g.integer("count_include_pad")))
     if np.all(counts == counts.flat[0]):
         dy = ops.mul(dy, 1.0 / float(counts.flat[0]))
     else:
         dy = ops.mul(dy, ops.const((1.0 / counts).astype(np.float32)))
     if window.plain:
-        return _repeat(ops, dy, window.strides, shape)
-    return _spread_ones(ops, dy, window, shape)
+        return _repeat(ops, dy, window.strides, shape=shape)
+    return _spread_ones(ops, dy, window, shape=shape)
 
 
 def _counts(window: PoolWindow, large: Shape, small: Shape, include_pad: bool) -> Array:

@@ -46,7 +46,7 @@ def product_gradients(
     ops, a, b = g.ops, g.x(0), g.x(1)
     da = db = None
     if ops.rank(b) == 2 and ops.rank(a) > 2 and not ta:
-        return _flat_gradients(g, dy, tb, alpha)
+        return _flat_gradients(g, dy, tb, alpha=alpha)
     if g.needs(0):
         da = ops.matmul(b, dy, tb, True, alpha) if ta else ops.matmul(dy, b, False, not tb, alpha)
     if g.needs(1):

@@ -58,7 +58,7 @@ def _batch_norm_training(g: GradientContext, dy: Value) -> Gradients:
     a = ops.mul(g.x(1), rstd)
     slope = ops.mul(ops.mul(ops.mul(a, rstd), dscale), -1.0 / count)
     shift = ops.mul(ops.mul(a, dbias), -1.0 / count)
-    dx = ops.add(ops.mul(dy, _per_channel(g, a)), _scale_shift(ops, centred, slope, shift))
+    dx = ops.add(ops.mul(dy, _per_channel(g, a)), _scale_shift(ops, centred, slope, shift=shift))
     return [dx, dscale, dbias, ZERO, ZERO]
 
 
@@ -87,7 +87,7 @@ def layer_norm(g: GradientContext, dy: Value, *dstats: Value | None) -> Gradient
     axis = g.axis(-1)
     mean, rstd = _layer_statistics(g, axis)
     xhat = g.ops.mul(g.ops.sub(g.x(0), mean), rstd)
-    return [*_normalised(g, dy, xhat, rstd), dy]
+    return [*_normalised(g, dy, xhat, rstd=rstd), dy]
 
 
 def _layer_statistics(g: GradientContext, axis: int) -> tuple[Value, Value]:
@@ -126,7 +126,7 @@ def rms_norm(g: GradientContext, dy: Value) -> Gradients:
     ops, x = g.ops, g.x(0)
     square = ops.mean(ops.square(x), range(g.axis(-1), ops.rank(x)), keepdims=True)
     rstd = _inverse_deviation(g, square)
-    return _normalised(g, dy, ops.mul(x, rstd), rstd, centre=False)
+    return _normalised(g, dy, ops.mul(x, rstd), rstd=rstd, centre=False)
 
 
 @rule("InstanceNormalization")

@@ -259,7 +259,7 @@ def _gru_before(
     stacked = d.in_order(gates)
     zr, n = ops.slice(stacked, [2], [0], [2 * d.hidden]), ops.slice(stacked, [2], [2 * d.hidden], [3 * d.hidden])
     dr = ops.concat([_weight_products(d, zr, hp)[0], _weight_products(d, n, source)[0]], 0)
-    return Back(stacked, dr, ops.sum(d.rows(stacked), [0]), dh0)
+    return Back(stacked, dr, ops.sum(d.rows(stacked), [0]), dh0=dh0)
 
 
 def _rnn(d: Direction) -> Back:
@@ -356,7 +356,7 @@ def _direction(g: GradientContext, k: int, dys: list[Value | None]) -> Direction
     order = list(reversed(range(steps))) if backwards else list(range(steps))
     count = len(_DEFAULTS[g.node.op_type])
     return Direction(
-        ops, g.x(0), w, r,
+        ops, g.x(0), w, r=r,
         wb=ops.slice(bias, [0], [0], [size]), rb=ops.slice(bias, [0], [size], [2 * size]),
         y=must(pick(_sequence(g), 1)), h0=pick(g.input(5)) or zeros,
         c0=(pick(g.input(6)) or zeros) if g.node.op_type == "LSTM" else None,

@@ -49,7 +49,7 @@ def reduce_prod(g: GradientContext, dy: Value) -> Gradients:
     count = int(np.prod([g.shape()[a] for a in axes], dtype=np.int64))
     if count > _MANY_FACTORS:
         return g.ops.div(g.ops.mul(dy, y), g.x())
-    return g.ops.mul(dy, _other_factors(g.ops, g.x(), axes, count))
+    return g.ops.mul(dy, _other_factors(g.ops, g.x(), axes, count=count))
 
 
 def _other_factors(ops: Ops, x: Value, axes: list[int], count: int) -> Value:

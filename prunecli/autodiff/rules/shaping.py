@@ -78,7 +78,7 @@ def slice_(g: GradientContext, dy: Value) -> Gradients:
     before, after = [0] * len(shape), [0] * len(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         taken = range(*slice(start, None if step < 0 and end < -(1 << 30) else end, step).indices(shape[axis]))
-        dy, first, stop = _unslice_axis(g, dy, axis, taken)
+        dy, first, stop = _unslice_axis(g, dy, axis, taken=taken)
         before[axis], after[axis] = first, shape[axis] - stop
     return ops.pad(dy, before, after)
 
@@ -95,7 +95,7 @@ def _unslice_axis(g: GradientContext, dy: Value, axis: int, taken: range) -> tup
     if taken.step > 1 and len(taken) > 1:
         (*front, _), rest = ops.shape(dy)[: axis + 1], ops.shape(dy)[axis + 1 :]
         flat = ops.reshape(dy, (*front, len(taken), math.prod(rest)))
-        wide = spread(ops, flat, (taken.step, 1), (length, math.prod(rest)))
+        wide = spread(ops, flat, (taken.step, 1), lengths=(length, math.prod(rest)))
         dy = ops.reshape(wide, (*front, length, *rest))
     return dy, taken[0], taken[0] + length
 
@@ -204,7 +204,7 @@ def resize(g: GradientContext, dy: Value) -> Gradients:
         return _sum_copies(ops, dy, shape, first=False)
     for axis, (small, large) in enumerate(zip(shape, out, strict=True)):
         if small != large or _scale(g, axis) != 1.0:
-            dy = contract(ops, dy, axis, _axis_matrix(g, axis, small, large))
+            dy = contract(ops, dy, axis, matrix=_axis_matrix(g, axis, small, large=large))
     return dy
 
 
@@ -261,7 +261,7 @@ def pad(g: GradientContext, dy: Value) -> Gradients:
             taken = np.pad(np.arange(shape[axis]), (max(low, 0), max(high, 0)), mode=mode)  # type: ignore[call-overload]
             taken = taken[max(-low, 0) : len(taken) - max(-high, 0)]
             matrix = np.eye(shape[axis], dtype=np.float32)[taken]
-            dy = contract(ops, dy, axis, ops.const(matrix))
+            dy = contract(ops, dy, axis, matrix=ops.const(matrix))
     return dy
 
 

@@ -60,7 +60,7 @@ def plan(recipe: RunRecipe, scratch: Path, command_named: CommandNamed = lambda 
     for at, (step, sources) in enumerate(referred):
         planner.check_reads(step, sources)
         output_kind, output = planner.output(step, sources, at in used)
-        planned = PlannedStep(step, sources, output_kind, output, command=command_named(step.command))
+        planned = PlannedStep(step, sources, output_kind, output=output, command=command_named(step.command))
         planner.done.append(replace(planned, words=planner.words(planned)))
     planner.check_apart()
     return RecipePlan(recipe, tuple(planner.done))

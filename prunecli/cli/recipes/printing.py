@@ -59,7 +59,7 @@ def command_line_text(
     lines = [line for slot in schema.values() if (line := _line(slot, raw, defaults)) is not None]
     before = {line.key for line in lines if line.key == "model" or schema[line.key].display}
     top, own = ([line for line in lines if (line.key in before) is first] for first in (True, False))
-    return _text(head, top, [], [(command, "", own)])
+    return _text(head, top, [], steps=[(command, "", own)])
 
 
 def _line(slot: Slot, raw: Mapping[str, Any], defaults: Mapping[str, Setting]) -> Line | None:
@@ -86,7 +86,7 @@ def _of_recipe(
     path: Path, texts: Sequence[str], command_named: CommandNamed
 ) -> tuple[list[Line], list[Line], list[Block]]:
     """Return the lines before the tables, those of [data], and command, name and lines of every step."""
-    with planned_recipe(path, changes_of(texts), terminal.isolated, command_named) as plan:
+    with planned_recipe(path, changes_of(texts), terminal.isolated, command_named=command_named) as plan:
         recipe = plan.recipe
         model = [] if recipe.model is None else [Line("model", _resolve(recipe.model, "model"))]
         top = [*model, *(_moved(setting, schema_of("run")[key], []) for key, setting in recipe.shown.items())]

@@ -108,18 +108,18 @@ def read_recipe(path: Path, defaults: Defaults, changes: tuple[Change, ...] = ()
     """
     toml = read_toml(path)
     _check_top(toml)
-    data = settings_in(toml, ("data",), _table(toml, "data"), path.parent)
+    data = settings_in(toml, ("data",), _table(toml, "data"), folder=path.parent)
     for setting in data.values():
         if not isinstance(setting.value, str):
             raise setting.error("names data", 'write it as on the command line: "calib.npz"')
-    steps = _steps(toml, path.parent, defaults, changes)
-    top = settings_in(toml, (), {k: v for k, v in toml.values.items() if k not in TABLES}, path.parent)
+    steps = _steps(toml, path.parent, defaults, changes=changes)
+    top = settings_in(toml, (), {k: v for k, v in toml.values.items() if k not in TABLES}, folder=path.parent)
     model = _changed(top.pop("model", None), changes)
     for key, setting in top.items():
         check_shape(setting, schema_of("run")[key])
     _check_changes(steps, changes)
     digest = hashlib.sha256(toml.text.encode()).hexdigest()
-    return RunRecipe(path, digest, model, data, steps=steps, shown=given(top))
+    return RunRecipe(path, digest, model, data=data, steps=steps, shown=given(top))
 
 
 def _check_top(toml: Toml) -> None:
@@ -160,7 +160,7 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
         mine = {*defaults.own.get(command, ()), *own, *(c.setting.key for c in changes if c.step == name)}
         merged = of_use(command, merged, mine)
         in_order = {key: merged[key] for key in keys_of_steps({command}) if key in merged}
-        steps.append(RecipeStep(name, command, toml.place("step", at), given(in_order)))
+        steps.append(RecipeStep(name, command, toml.place("step", at), settings=given(in_order)))
     return tuple(steps)
 
 
@@ -197,7 +197,7 @@ def _fresh(command: str, taken: list[str]) -> str:
 
 def _common(toml: Toml, commands: set[str], folder: Path) -> Settings:
     """Return the settings of [defaults], each of which must be an option of some step's command."""
-    settings = settings_in(toml, ("defaults",), _table(toml, "defaults"), folder)
+    settings = settings_in(toml, ("defaults",), _table(toml, "defaults"), folder=folder)
     known = keys_of_steps(commands)
     for key, setting in settings.items():
         place = toml.place("defaults", key)
@@ -210,7 +210,7 @@ def _common(toml: Toml, commands: set[str], folder: Path) -> Settings:
 
 def _own(toml: Toml, at: int, table: Mapping[str, Any], command: str, folder: Path) -> Settings:
     rest = {key: value for key, value in table.items() if key not in OWN_KEYS}
-    settings = settings_in(toml, ("step", at), rest, folder)
+    settings = settings_in(toml, ("step", at), rest, folder=folder)
     for key, setting in settings.items():
         _check_option(setting, command, toml.place("step", at, key))
     return settings
@@ -220,7 +220,7 @@ def _check_option(setting: Setting, command: str, place: Place) -> Slot:
     asked = schema_of(command).get(setting.key)
     if asked is not None and asked.display:
         raise PruneError(f"{place}: {setting.key} is of the whole run", "write it before the first table")
-    slot = check_key(setting, schema_of(command), command, place)
+    slot = check_key(setting, schema_of(command), command, key_place=place)
     check_shape(setting, slot)
     return slot
 

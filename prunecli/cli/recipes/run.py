@@ -150,7 +150,7 @@ def _planned(recipe: RunRecipe, planned: PlannedStep) -> StepRun:
     models = [_model(recipe, planned, key) for key in settings if key in planned.sources or key in ("model", "a", "b")]
     writes = {"kept": str(planned.output), "default": "beside the model", "temporary": "temporary", "none": None}
     return StepRun(
-        step.name, step.command, step.place, values, reads=", ".join(models), writes=writes[planned.output_kind]
+        step.name, step.command, step.place, values=values, reads=", ".join(models), writes=writes[planned.output_kind]
     )
 
 
@@ -224,7 +224,7 @@ def run_recipe(ctx: typer.Context, recipe: Path, options: RunOptions, command_na
         StepFailed: a step failed; the report is out by then.
         PruneError: the recipe has a mistake.
     """
-    with planned_recipe(recipe, changes_of(options.changes), terminal.isolated, command_named) as plan:
+    with planned_recipe(recipe, changes_of(options.changes), terminal.isolated, command_named=command_named) as plan:
         shown = _from_recipe(ctx, plan)
         format = str(shown.get("format", options.format))
         reports = tuple(map(Path, shown["report"])) if "report" in shown else options.report

@@ -33,7 +33,7 @@ class Heads:
 def heads(ctx: RuleContext, queries: int, groups: int, key: int, value: int) -> Heads:
     """Virtual axes for `queries` heads over `groups` key heads, with head sizes `key` and `value`."""
     table = ctx.table
-    out = Heads(table.virtual(groups), table.virtual(queries // groups), table.virtual(key), table.virtual(value))
+    out = Heads(table.virtual(groups), table.virtual(queries // groups), table.virtual(key), value=table.virtual(value))
     table.mark(out.groups, "head")
     if queries != groups:
         table.mark(out.share, "head")
@@ -51,10 +51,10 @@ def layout(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int], si
     if value is None:
         return
     if ctx.rank(value) == 4:
-        factor(ctx, value, 1, of_heads)
-        factor(ctx, value, 3, [size])
+        factor(ctx, value, 1, factors=of_heads)
+        factor(ctx, value, 3, factors=[size])
     else:
-        factor(ctx, value, 2, [*of_heads, size])
+        factor(ctx, value, 2, factors=[*of_heads, size])
     ctx.freeze(value, SEQUENCE, 2 if ctx.rank(value) == 4 else 1)
     tie_batch(ctx, value)
 
@@ -72,7 +72,7 @@ def scores(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int]) ->
     rank = ctx.rank(value)
     ctx.freeze_axes([value], [-1, -2][:rank], SEQUENCE)
     if rank > 2:
-        factor(ctx, value, rank - 3, of_heads)
+        factor(ctx, value, rank - 3, factors=of_heads)
     if rank > 3:
         tie_batch(ctx, value)
 
@@ -92,11 +92,11 @@ def attention(ctx: RuleContext) -> None:
     sizes = [ctx.shape(t)[2] // groups if flat else ctx.shape(t)[3] for t in (k, v)]
     parts = heads(ctx, queries, groups, *sizes)
     both = [parts.groups, parts.share]
-    layout(ctx, q, both, parts.key)
-    layout(ctx, y, both, parts.value)
+    layout(ctx, q, both, size=parts.key)
+    layout(ctx, y, both, size=parts.value)
     for value, size in ((k, parts.key), (v, parts.value), (ctx.input(4), parts.key), (ctx.input(5), parts.value),
                         (ctx.output(1), parts.key), (ctx.output(2), parts.value)):  # fmt: skip
-        layout(ctx, value, [parts.groups], size)
+        layout(ctx, value, [parts.groups], size=size)
     scores(ctx, ctx.input(3), both)
     scores(ctx, ctx.output(3), both)
     ctx.freeze(ctx.input(6), "lengths of the sequences")
@@ -167,7 +167,7 @@ def packed(ctx: RuleContext, value: ir.Value | None, axis: int, parts: Sequence[
         size = int(np.prod([ctx.table.size(f) for f in factors]))
         block = ctx.table.virtual(size)
         ctx.table.product(block, factors)
-        ctx.table.tie_positions(ctx.axis(value, axis), np.arange(size) + start, block, np.arange(size))
+        ctx.table.tie_positions(ctx.axis(value, axis), np.arange(size) + start, block, ib=np.arange(size))
         start += size
 
 
@@ -184,8 +184,8 @@ def fused_attention(ctx: RuleContext) -> None:
     parts = heads(ctx, count, count, key=sizes[1] // count, value=sizes[2] // count)
     ctx.tie(x, 2, w, 0)
     for value in (w, ctx.input(2)):
-        packed(ctx, value, -1, qkv(parts))
-    layout(ctx, y, [parts.groups], parts.value)
+        packed(ctx, value, -1, parts=qkv(parts))
+    layout(ctx, y, [parts.groups], size=parts.value)
     ctx.freeze(x, SEQUENCE, 1)
     _states(ctx, parts)
     ctx.freeze(ctx.input(3), "attention mask")
@@ -202,8 +202,8 @@ def _states(ctx: RuleContext, parts: Heads) -> None:
         if state is None:
             continue
         ctx.freeze_axes([state], (0, 1, 3), "state of an attention")
-        factor(ctx, state, 2, [parts.groups])
-        factor(ctx, state, 4, [parts.key])
+        factor(ctx, state, 2, factors=[parts.groups])
+        factor(ctx, state, 4, factors=[parts.key])
         if ctx.table.size(parts.key) == ctx.table.size(parts.value):
             ctx.table.tie(parts.key, parts.value)
         else:
@@ -238,15 +238,15 @@ def multi_head(ctx: RuleContext) -> None:
                         (ctx.input(6), parts.key), (ctx.input(7), parts.value),
                         (ctx.output(1), parts.key), (ctx.output(2), parts.value)):  # fmt: skip
         if value is not None and ctx.rank(value) == 5:
-            factor(ctx, value, 2, [parts.groups])
-            factor(ctx, value, 4, [parts.key])
+            factor(ctx, value, 2, factors=[parts.groups])
+            factor(ctx, value, 4, factors=[parts.key])
             ctx.table.tie(parts.key, parts.value)
             ctx.freeze_axes([value], (0, 1, 3), "packed queries, keys and values")
         else:
-            layout(ctx, value, [parts.groups], size)
+            layout(ctx, value, [parts.groups], size=size)
     if k is not None and ctx.rank(k) == 4:  # onnxruntime then wants keys and values of one shape
         ctx.table.tie(parts.key, parts.value)
-    packed(ctx, ctx.input(3), 0, qkv(parts))
+    packed(ctx, ctx.input(3), 0, parts=qkv(parts))
     ctx.freeze(ctx.input(4), "attention mask")
     scores(ctx, ctx.input(5), [parts.groups])
     scores(ctx, ctx.output(3), [parts.groups])
@@ -282,19 +282,19 @@ def group_query(ctx: RuleContext) -> None:
         ctx.table.freeze(inside, "GroupQueryAttention: the head size is fixed")
     both = [parts.groups, parts.share]
     if k is None:
-        packed(ctx, q, 2, qkv(parts))
+        packed(ctx, q, 2, parts=qkv(parts))
         ctx.tie(q, 0, y, 0)
         ctx.freeze(q, SEQUENCE, 1)
     else:
-        layout(ctx, q, both, parts.key)
-        layout(ctx, k, [parts.groups], parts.key)
-        layout(ctx, v, [parts.groups], parts.value)
-    layout(ctx, y, both, parts.value)
+        layout(ctx, q, both, size=parts.key)
+        layout(ctx, k, [parts.groups], size=parts.key)
+        layout(ctx, v, [parts.groups], size=parts.value)
+    layout(ctx, y, both, size=parts.value)
     for state in (ctx.input(3), ctx.input(4), ctx.output(1), ctx.output(2)):
-        layout(ctx, state, [parts.groups], parts.key)
+        layout(ctx, state, [parts.groups], size=parts.key)
     scores(ctx, ctx.input(10), both)
     scores(ctx, ctx.output(3), both)
-    factor(ctx, ctx.input(11), 0, both)
+    factor(ctx, ctx.input(11), 0, factors=both)
     for index in (5, 6, 7, 8, 9, 12, 13, 14, 15, 16):
         ctx.freeze(ctx.input(index), "positions, angles and scales of an attention")
     ctx.count_terms(*score_axes(parts))

@@ -46,7 +46,7 @@ def slice_(ctx: RuleContext) -> None:
         elif again is None or part != again[axis]:
             ctx.freeze_axes((x, y), [axis], "Slice bounds depend on dynamic dimensions")
         else:
-            ctx.map_positions((x, axis), taken, (y, axis), np.arange(len(taken)))
+            ctx.map_positions((x, axis), taken, (y, axis), ib=np.arange(len(taken)))
 
 
 def _taken(part: slice, size: int) -> Ints:
@@ -137,7 +137,7 @@ def gather(ctx: RuleContext) -> None:
         ctx.table.freeze(ctx.axis(x, axis), "picked by itself", taken.reshape(1))
         ctx.freeze_if_dynamic(x, axis)
     elif rank == 1 and len(np.unique(taken)) == len(taken):
-        ctx.map_positions((x, axis), taken, (y, axis), np.arange(len(taken)))
+        ctx.map_positions((x, axis), taken, (y, axis), ib=np.arange(len(taken)))
     else:
         ctx.freeze(x, "positions are gathered more than once", axis)
         ctx.freeze_axes([y], range(axis, axis + rank), "positions are gathered more than once")

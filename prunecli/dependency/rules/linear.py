@@ -16,7 +16,7 @@ from prunecli.operators.product import matrix_axes, subscripts
 def conv(ctx: RuleContext) -> None:
     """X (N, C, ...), W (M, C/g, k...), B (M) -> Y (N, M, ...); group i reads slab i of C, writes slab i of M."""
     x, w, y = ctx.x(), ctx.x(1), ctx.y
-    grouped(ctx, x, w, y, rows=0, cols=1)
+    grouped(ctx, x, w, y=y, rows=0, cols=1)
     ctx.elementwise(ctx.input(3), y)  # FusedConv: Y = activation(conv + Z)
     ctx.count_terms((ctx.axis(w, 0), ctx.axis(w, 1)))
 
@@ -25,7 +25,7 @@ def conv(ctx: RuleContext) -> None:
 def conv_transpose(ctx: RuleContext) -> None:
     """X (N, C, ...), W (C, M/g, k...), B (M) -> Y (N, M, ...)."""
     x, w, y = ctx.x(), ctx.x(1), ctx.y
-    grouped(ctx, x, w, y, rows=1, cols=0)
+    grouped(ctx, x, w, y=y, rows=1, cols=0)
     ctx.count_terms((ctx.axis(w, 0), ctx.axis(w, 1)))
 
 
@@ -78,7 +78,7 @@ def matmul(ctx: RuleContext) -> None:
         ctx.tie(a, left[-2], y, -2 if len(right) > 1 else -1)
     if len(right) > 1:
         ctx.tie(b, right[-1], y, -1)
-    _batch(ctx, (a, left), (b, right), y)
+    _batch(ctx, (a, left), (b, right), y=y)
     axes = [ctx.axis(y, i) for i in range(ctx.rank(y))]
     ctx.count_terms((*axes, ctx.axis(a, left[-1])))
 

@@ -49,7 +49,7 @@ def layer_norm(ctx: RuleContext) -> None:
     for statistic in ctx.outputs[1:]:
         if statistic.name:
             ctx.elementwise(x, statistic)
-    _over(ctx, x, range(ctx.int("axis", -1) % ctx.rank(x), ctx.rank(x)), (1, 2))
+    _over(ctx, x, range(ctx.int("axis", -1) % ctx.rank(x), ctx.rank(x)), statistics=(1, 2))
 
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
@@ -59,7 +59,7 @@ def skip_layer_norm(ctx: RuleContext) -> None:
     for index, sources in ((0, ctx.inputs), (3, ctx.inputs), (1, [x]), (2, [x])):
         if (out := ctx.output(index)) is not None:
             ctx.elementwise(*sources, out)
-    _over(ctx, x, [ctx.rank(x) - 1], (1, 2))
+    _over(ctx, x, [ctx.rank(x) - 1], statistics=(1, 2))
 
 
 def _over(ctx: RuleContext, x: ir.Value, axes: range | list[int], statistics: tuple[int, ...] = ()) -> None:

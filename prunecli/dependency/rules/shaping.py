@@ -90,7 +90,7 @@ def concat(ctx: RuleContext) -> None:
     for value in (ctx.x(i) for i in range(len(ctx.inputs))):
         ctx.align(value, y, skip=[axis])
         size = ctx.shape(value)[axis]
-        ctx.map_positions((value, axis), np.arange(size), (y, axis), np.arange(size) + start)
+        ctx.map_positions((value, axis), np.arange(size), (y, axis), ib=np.arange(size) + start)
         start += size
 
 
@@ -104,7 +104,7 @@ def split(ctx: RuleContext) -> None:
         size = ctx.shape(out)[axis]
         if out.name:
             ctx.align(x, out, skip=[axis])
-            ctx.map_positions((x, axis), np.arange(size) + start, (out, axis), np.arange(size))
+            ctx.map_positions((x, axis), np.arange(size) + start, (out, axis), ib=np.arange(size))
         else:
             ctx.freeze(x, "part of a Split that nobody takes", axis)
         start += size
@@ -139,7 +139,7 @@ def pad(ctx: RuleContext) -> None:
             ctx.freeze_axes((x, y), [axis], "axis padded with its own data, or cropped")
         else:
             size = ctx.shape(x)[axis]
-            ctx.map_positions((x, axis), np.arange(size), (y, axis), np.arange(size) + low)
+            ctx.map_positions((x, axis), np.arange(size), (y, axis), ib=np.arange(size) + low)
 
 
 def pad_amounts(node: ir.Node, facts: Facts) -> list[tuple[int, int]] | None:

@@ -68,7 +68,7 @@ def resize_sizes(cut: NodeCut, node: ir.Node) -> None:
 def deform_conv(ctx: RuleContext) -> None:
     """A Conv that reads X at offsets (N, og * 2 * k, h, w), weighted by a mask; og slabs of channels share them."""
     x, w, y = ctx.x(), ctx.x(1), ctx.y
-    grouped(ctx, x, w, y, rows=0, cols=1, bias=3)
+    grouped(ctx, x, w, y=y, rows=0, cols=1, bias=3)
     slabs = ctx.int("offset_group", 1)
     if slabs > 1:
         slab, slot = ctx.table.virtual(slabs), ctx.table.virtual(ctx.shape(x)[1] // slabs)
