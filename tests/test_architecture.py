@@ -231,7 +231,7 @@ CHANGING = {
     "zeros/calibrated.py",
     "zeros/layer_by_layer.py",
 }
-"""Files being changed: they follow."""
+"""Files that others are changing; they follow."""
 
 
 @cache

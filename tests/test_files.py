@@ -25,7 +25,7 @@ class Inner:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReadingOptions:
     data: Inner = field(default_factory=Inner)
     save_plan: Path | None = None
     log: Path | None = None
@@ -49,38 +49,38 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # options (output is given apart), a piece of the refusal or nothing, with force
 PATHS = [
-    (Asked(save_plan=Path("p.json"), log=Path("l.csv")), "o.onnx", "", False),
-    (Asked(save_plan=Path("o.onnx")), "o.onnx", "--output and --save-plan both write o.onnx", True),
-    (Asked(save_plan=Path("./images/../o.onnx")), "o.onnx", "both write", True),
-    (Asked(save_plan=Path("new.json"), log=Path("dangling")), None, "both write", True),
-    (Asked(log=Path("l.csv"), checkpoint=Path("l.csv")), None, "both write", True),
-    (Asked(Inner("d.npz")), "d.npz", "is the input itself", True),
-    (Asked(Inner("hard.npz")), "d.npz", "is the input itself", True),
-    (Asked(Inner("soft.npz")), "d.npz", "is the input itself", True),
-    (Asked(Inner("d.npz")), "soft.npz", "is the input itself", True),
-    (Asked(Inner("loader.py:batches"), log=Path("loader.py")), None, "is the input itself", True),
-    (Asked(Inner("x.npy", Path("d.npz")), save_plan=Path("d.npz")), None, "is the input itself", True),
-    (Asked(log=Path("m.onnx")), None, "is the input itself", True),
-    (Asked(plan=Path("old.json"), save_plan=Path("old.json")), None, "is the input itself", True),
-    (Asked(Inner("images")), "images/1.jpg", "part of the input", True),
-    (Asked(Inner("linked")), "images/1.jpg", "part of the input", True),
-    (Asked(Inner("images")), "images/new.onnx", "", False),
-    (Asked(), "null", "not a regular file", True),
-    (Asked(), "pipe", "not a regular file", True),
-    (Asked(log=Path("pipe")), None, "not a regular file", True),
-    (Asked(), "images", "is a folder", True),
-    (Asked(checkpoint=Path("d.npz")), None, "is not a folder", True),
-    (Asked(checkpoint=Path("new/deep")), None, "", False),
-    (Asked(), "no/o.onnx", "does not exist", True),
-    (Asked(save_plan=Path("no/p.json")), None, "does not exist", True),
-    (Asked(save_plan=Path("old.json")), None, "already exists", False),
-    (Asked(save_plan=Path("old.json")), None, "", True),
-    (Asked(), "dangling", "already exists", False),
+    (ReadingOptions(save_plan=Path("p.json"), log=Path("l.csv")), "o.onnx", "", False),
+    (ReadingOptions(save_plan=Path("o.onnx")), "o.onnx", "--output and --save-plan both write o.onnx", True),
+    (ReadingOptions(save_plan=Path("./images/../o.onnx")), "o.onnx", "both write", True),
+    (ReadingOptions(save_plan=Path("new.json"), log=Path("dangling")), None, "both write", True),
+    (ReadingOptions(log=Path("l.csv"), checkpoint=Path("l.csv")), None, "both write", True),
+    (ReadingOptions(Inner("d.npz")), "d.npz", "is the input itself", True),
+    (ReadingOptions(Inner("hard.npz")), "d.npz", "is the input itself", True),
+    (ReadingOptions(Inner("soft.npz")), "d.npz", "is the input itself", True),
+    (ReadingOptions(Inner("d.npz")), "soft.npz", "is the input itself", True),
+    (ReadingOptions(Inner("loader.py:batches"), log=Path("loader.py")), None, "is the input itself", True),
+    (ReadingOptions(Inner("x.npy", Path("d.npz")), save_plan=Path("d.npz")), None, "is the input itself", True),
+    (ReadingOptions(log=Path("m.onnx")), None, "is the input itself", True),
+    (ReadingOptions(plan=Path("old.json"), save_plan=Path("old.json")), None, "is the input itself", True),
+    (ReadingOptions(Inner("images")), "images/1.jpg", "part of the input", True),
+    (ReadingOptions(Inner("linked")), "images/1.jpg", "part of the input", True),
+    (ReadingOptions(Inner("images")), "images/new.onnx", "", False),
+    (ReadingOptions(), "null", "not a regular file", True),
+    (ReadingOptions(), "pipe", "not a regular file", True),
+    (ReadingOptions(log=Path("pipe")), None, "not a regular file", True),
+    (ReadingOptions(), "images", "is a folder", True),
+    (ReadingOptions(checkpoint=Path("d.npz")), None, "is not a folder", True),
+    (ReadingOptions(checkpoint=Path("new/deep")), None, "", False),
+    (ReadingOptions(), "no/o.onnx", "does not exist", True),
+    (ReadingOptions(save_plan=Path("no/p.json")), None, "does not exist", True),
+    (ReadingOptions(save_plan=Path("old.json")), None, "already exists", False),
+    (ReadingOptions(save_plan=Path("old.json")), None, "", True),
+    (ReadingOptions(), "dangling", "already exists", False),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("asked", "output", "words", "force"), PATHS)
-def test_paths_that_are_refused(asked: Asked, output: str | None, words: str, force: bool, here: Path) -> None:
+def test_paths_that_are_refused(asked: ReadingOptions, output: str | None, words: str, force: bool, here: Path) -> None:
     given = {"output": Path(output) if output else None, "": asked}
     if not words:
         files.check_paths(given, [Path("m.onnx")], force)

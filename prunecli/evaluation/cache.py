@@ -1,4 +1,4 @@
-"""Samples of tokens in parts, each run with the keys and values of those before it, as a model that writes runs."""
+"""Run long samples of tokens in parts: each part gets the keys and values of the parts before it, as in generation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prunecli.errors import PruneError
 from prunecli.runtime import Session
 
 _NAMES = re.compile(r"(?:past|present)(?:_key_values)?[._]?(.*)")
-"""Of inputs and outputs for keys and values, which exporters name alike but for how they begin."""
+"""Names of inputs and outputs that hold keys and values. Exporters differ in the prefix only."""
 
 
 @dataclass(frozen=True)
 class KeyValueCache:
-    """The cache of a model: `tokens` is the input of its tokens, `presents` the output that holds what a later part
-    reads of this one, by input. `length`: tokens of a part. `alone`: samples are run one at a time, since
-    GroupQueryAttention takes several tokens behind others of one sample only."""
+    """The cache of a model. `tokens`: the input of tokens; `presents`: for each cache input, the output that holds its
+    next value; `length`: tokens per part; `alone`: run one sample at a time, because GroupQueryAttention takes several
+    tokens behind a cache for one sample only."""
 
     tokens: str
     presents: Mapping[str, str]
@@ -31,7 +31,7 @@ class KeyValueCache:
 
     @classmethod
     def of(cls, session: Session, length: int) -> KeyValueCache:
-        """Of a model in onnxruntime.
+        """Return the cache of an open model.
 
         Raises:
             PruneError: it takes no keys and values of what came before, or does not give them.
@@ -47,7 +47,8 @@ class KeyValueCache:
         return cls(tokens.name, {name: outputs[_named(name)] for name in pasts}, length, alone=alone)
 
     def run(self, session: Session, feed: Mapping[str, Array]) -> dict[str, Any]:
-        """All outputs as of one run: those per token of all parts, keys and values behind the last.
+        """Run all parts and return the outputs of one long run: outputs per token are joined, keys and values are those
+        after the last part.
 
         Raises:
             PruneError: an output has no row per token.
@@ -75,7 +76,7 @@ class KeyValueCache:
         return joined | {output: held[name] for name, output in self.presents.items()}
 
     def _part(self, feed: Mapping[str, Array], start: int, end: int) -> dict[str, Array]:
-        """What is there per token, of these tokens; the mask of all up to them."""
+        """Return the inputs per token of these tokens, and the attention mask of all tokens up to the last of them."""
         total, found = feed[self.tokens].shape[1], {}
         for name, value in feed.items():
             if name in self.presents:
@@ -89,6 +90,6 @@ class KeyValueCache:
 
 
 def _named(name: str) -> str:
-    """An input or output of the cache without how its name begins."""
+    """Return the name of a cache input or output without its prefix."""
     found = _NAMES.fullmatch(name)
     return found[1] if found else name

@@ -1,4 +1,4 @@
-"""`prune compare`: how far the outputs of two models lie apart on the same inputs."""
+"""`prune compare`: how far the outputs of two models differ on the same inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prunecli.types import FileRef, Json, Progress, no_progress
 
 @dataclass(frozen=True)
 class Comparison(Reported):
-    """`fidelity` of the second model to the first. Short names speak of the worst output."""
+    """The `fidelity` of the second model to the first. The short names are the worst over the outputs."""
 
     first: FileRef
     second: FileRef

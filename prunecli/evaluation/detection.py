@@ -16,7 +16,8 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.sample_metrics import Entry, SampleBatch, sample_metric
 
 LEAST_SCORE, OVERLAP, MOST = 0.001, 0.65, 100
-"""Detections that count at all; the overlap above which the weaker one of a class goes; the most of an image."""
+"""The least score of a detection; the overlap above which the weaker of two boxes of a class is dropped; the most
+detections of an image."""
 _LAYOUTS = (
     "one output (N, boxes, 5 + classes) or (N, 4 + classes, boxes) as of YOLO, (N, boxes, 6) of corners, score and"
     " class, or boxes (N, boxes, 4) with scores (N, boxes, classes)"
@@ -59,7 +60,7 @@ def read_detections(outputs: Mapping[str, Any], size: tuple[int, int] | None = N
 
 
 _BOXES, _SCORES = ("box", "loc", "coord"), ("score", "logit", "conf", "class", "cls", "prob", "label")
-"""Parts of names of outputs that tell them from others of their shape."""
+"""Parts of output names that tell boxes and scores apart where the shapes do not."""
 
 
 def _pair(arrays: Mapping[str, Array]) -> tuple[str, str] | None:
@@ -85,16 +86,15 @@ def _says(name: str, parts: Sequence[str]) -> int:
 
 
 def _are_centred(boxes: Array) -> bool:
-    """Whether boxes are a centre and a size: of corners, nearly all are in order, but for some that a network gets
-    wrong."""
+    """Return whether boxes are (centre, size). Corners are in order in nearly all rows; a network gets a few wrong."""
     given = boxes[np.isfinite(boxes).all(axis=-1) & (boxes != 0).any(axis=-1)]
     return bool(len(given)) and bool((given[:, 2:] >= given[:, :2]).all(axis=1).mean() < 0.9)
 
 
 def _probabilities(scores: Array) -> Array:
-    """Scores as probabilities of classes. Of a softmax one class is "no object", and leads at most boxes: the last
-    one, as of DETR, is left out, the first one, as of SSD, is 0 everywhere, so that classes keep their numbers. Logits
-    with such a class go through softmax, others through sigmoid."""
+    """Return scores as probabilities of classes. In a softmax, one class means "no object" and has the largest score in
+    most boxes: the last one (DETR) is dropped; the first one (SSD) is set to 0, so that the classes keep their numbers.
+    Logits with such a class go through softmax, others through sigmoid."""
     last = scores.shape[2] - 1
     best = np.bincount(scores.argmax(axis=2).reshape(-1), minlength=last + 1) / max(
         scores.shape[0] * scores.shape[1], 1
@@ -114,7 +114,7 @@ def _probabilities(scores: Array) -> Array:
 
 
 def _corners(boxes: Array, size: tuple[int, int] | None, centred: bool) -> Array:
-    """Boxes, of a centre and a size or of corners, as corners x1, y1, x2, y2 in pixels."""
+    """Return boxes, given as centre and size or as corners, as corners x1, y1, x2, y2 in pixels."""
     if centred:
         boxes = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
     if size is not None and np.abs(boxes).max(initial=0) <= 2:
@@ -130,7 +130,7 @@ def _ended(rows: Array, size: tuple[int, int] | None) -> Detections:
 
 
 def _kept(corners: Array, scores: Array) -> Detections:
-    """Return the best detections after greedy suppression within each class. Boxes that are no numbers are none."""
+    """Return the best detections after greedy suppression within each class. Boxes with NaN are dropped."""
     scores = np.where(np.isfinite(corners).all(axis=1, keepdims=True), scores, 0.0)
     at, kinds = np.nonzero(scores > LEAST_SCORE)
     values = scores[at, kinds]
@@ -141,7 +141,7 @@ def _kept(corners: Array, scores: Array) -> Detections:
 
 
 def suppress(corners: Array, classes: Array) -> Array:
-    """Return which boxes, the best first, overlap no better one of their class by more than `OVERLAP`."""
+    """Return the boxes, the best first, that overlap no better box of their class by more than `OVERLAP`."""
     area = (corners[:, 2:] - corners[:, :2]).clip(0).prod(axis=1)
     left, kept = np.arange(len(corners)), list[int]()
     while left.size and len(kept) < MOST:

@@ -96,7 +96,7 @@ def evaluate(
 
 
 def _check_request(options: EvaluateOptions, data: Dataset, bench: OpenedModels, gates: Sequence[Gate]) -> None:
-    """Refuse at once what the measurements could not answer at the end."""
+    """Refuse, before anything is measured, what the measurements could not answer."""
     if options.train_data is not None and not data.has_labels:
         raise PruneError("--train-data needs labelled test data", "give --data with labels")
     if options.robustness and options.data is None:
@@ -163,7 +163,7 @@ def _latency(
 
 
 def _undecided(gain: Speedup | None, gate: Gate) -> str:
-    """Why a gate on the speed-up is not decided: the truth may be on either side of its limit, or anywhere."""
+    """Return why a gate on the speedup is undecided: its limit lies inside the interval. Empty where it is decided."""
     if gain is None or gate.name not in {f"latency.{name}" for name in SPEEDUP}:
         return ""
     return gain.undecided(gate.limit) if gate.name == "latency.speedup" else gain.reason
@@ -189,7 +189,7 @@ def _scored(bench: OpenedModels, data: Dataset, options: EvaluateOptions, done: 
 
 
 def _differences(done: EvaluationPass, progress: Progress) -> dict[str, Significance]:
-    """Whether the model and the baseline differ by more than chance, by what the test is on."""
+    """Test each metric for a difference between the model and the baseline beyond chance."""
     found = done.differences(progress)
     if MODEL in done.predictions and BASELINE in done.predictions:
         model, baseline = done.predictions[MODEL], done.predictions[BASELINE]

@@ -20,7 +20,7 @@ from prunecli.errors import PruneError
 from prunecli.operators import Role, operator_of, role_of
 
 BOXES = 8
-"""Rows of four numbers that must all look like boxes to be taken for such: scores of four classes may, by chance."""
+"""Least rows of four numbers that must all look like boxes: the scores of four classes may look so by chance."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ MEASURES = {
     "max_rel": FidelityMeasure(False, (0, math.inf)),
     "snr_db": FidelityMeasure(True, (-math.inf, math.inf)),
 }
-"""By name, in the order of reports; what each is, `FidelitySums.values` says."""
+"""Measures by name, in the order of reports; `FidelitySums.values` has the formulas."""
 
 
 def same_place(reference: Array, other: Array) -> Array:
-    """Per position, whether both have their largest value at the same place, along the last axis (axis 1 for images, of
-    rank 4 and more). Without a sample axis, or with one class, there is no position."""
+    """Return, per position, whether both outputs have their largest value at the same index of the class axis (axis 1
+    of images of rank 4 and more, else the last). Return no position without a sample axis or with one class."""
     axis = class_axis(reference)
     if reference.ndim < 2 or reference.shape[axis] < 2:
         return np.zeros(0, bool)
@@ -51,8 +51,8 @@ def same_place(reference: Array, other: Array) -> Array:
 
 
 def cosines(reference: Array, other: Array) -> Array:
-    """Per sample <a, b> / (|a| |b|), each sample's output as one vector; equal vectors give exactly 1, two zero vectors
-    too, a zero vector and another 0."""
+    """Return <a, b> / (|a| |b|) per sample, each sample's output taken as one vector. Equal vectors, two zero vectors
+    included, give exactly 1; a zero vector and another one give 0."""
     rows = len(reference) if reference.ndim else 1
     a, b = reference.reshape(rows, -1), other.reshape(rows, -1)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -62,7 +62,8 @@ def cosines(reference: Array, other: Array) -> Array:
 
 
 def are_boxes(output: Array) -> bool:
-    """Whether rows of four numbers are corners in order, or a centre and a size, throughout, and not probabilities."""
+    """Return whether all rows of four numbers are ordered corners, or a centre and a size, and are not
+    probabilities."""
     if output.ndim < 2 or output.shape[-1] != 4:
         return False
     corners = (output[..., 2:] >= output[..., :2]).all()
@@ -75,15 +76,15 @@ def is_single(output: Array) -> bool:
 
 
 NO_SCORES = ("embed", "feature", "hidden", "state", "pool", "box", "keypoint", "landmark", "coord", "image", "depth")
-"""Parts of names of outputs whose values are no scores of classes."""
+"""Parts of output names whose values are not class scores."""
 SCORES = ("logit", "prob", "softmax")
-"""Parts of names of outputs whose values are such."""
+"""Parts of output names whose values are class scores."""
 LEAST_POSITIONS, MOST_ELEMENTS, APART, BOX = 8, 4096, 8.0, 4
 COMMON = 0.5
-"""The mean of logits varies less than this times what the mean of independent elements would."""
+"""Largest variance of the mean of logits, as a multiple of that of independent elements."""
 TOGETHER, FEW = 2.0, 64
-"""Of an output in the form of a classifier's with fewer than `FEW` elements, the mean that varies more than `TOGETHER`
-times that speaks against logits: few classes, little trained, have by chance something in common."""
+"""For outputs (samples, elements) with fewer than `FEW` elements: the variance of the mean above which they are not
+taken for logits. A few, little-trained classes vary together by chance."""
 TINY = float(np.finfo(np.float64).tiny)
 _SMOOTHING = frozenset({
     "Cast", "DequantizeLinear", "GlobalAveragePool", "Identity", "QuantizeLinear", "ReduceMean", "Resize", "Upsample",
@@ -91,13 +92,13 @@ _SMOOTHING = frozenset({
 
 
 def heads_of(graph: ir.Graph) -> dict[str, bool]:
-    """Outputs that end in a product with weights behind what moves, averages or rounds its result, by name, and whether
-    it has a bias: the form of logits, which values that were normalised or squashed last do not have."""
+    """Return the outputs that are a product with weights, up to operators that move, average or round it, by name, and
+    whether the product has a bias. Logits have this form; values that were normalised or squashed last do not."""
     return {value.name: biased for value in graph.outputs if value.name and (biased := _bias(value)) is not None}
 
 
 def _bias(value: ir.Value | None) -> bool | None:
-    """Whether the product that a value ends in has a bias; None where it ends in no product."""
+    """Return whether the product that yields a value has a bias; None where no product yields it."""
     node = value.producer() if value is not None else None
     if node is None:
         return None
@@ -115,7 +116,7 @@ def _is_bias(node: ir.Node, index: int) -> bool:
 
 
 def class_axis(output: Array) -> int:
-    """The axis of classes: the last, of images (rank 4 and more) axis 1."""
+    """Return the axis of classes: axis 1 of images (rank 4 and more), else the last."""
     return 1 if output.ndim >= 4 else output.ndim - 1
 
 
@@ -141,14 +142,14 @@ def are_scores(name: str, output: Array) -> bool | None:
 
 @dataclass
 class LogitMoments:
-    """Tells logits from other products by what their classes have in common over the positions. Softmax does not see
-    what is added to all classes, so the gradients of cross-entropy by the logits of a sample sum to 0, and the rows of
-    the last layer grow apart while their sum stays. Of C elements of variance v, the variance of their mean is then
-    less than v / C, which it is of independent elements; of coordinates, which move together, it is more.
+    """Tells logits from other products by the variance of the mean over the classes. Softmax ignores what is added to
+    all classes, so the gradients of cross-entropy with respect to the logits of a sample sum to 0: the rows of the last
+    layer diverge while their sum stays. So for C logits of variance v, the variance of their mean is less than v / C,
+    the value of independent elements; coordinates, which move together, have more.
 
-    An output (samples, elements) of a product with a bias, as nearly every classifier has one, is taken for logits
-    until the values speak against it: with few positions they say nothing, with few elements only that they move
-    together. `biased`: of `heads_of`."""
+    An output (samples, elements) of a product with a bias, which nearly every classifier has, is taken for logits until
+    the values contradict it. `biased`: from `heads_of`.
+    """
 
     biased: bool = False
     count: int = 0
@@ -158,7 +159,7 @@ class LogitMoments:
     vectors: bool = True
 
     def add(self, output: Array) -> None:
-        """One batch of the output."""
+        """Add one batch of the output."""
         axis = class_axis(output)
         self.vectors &= output.ndim == 2
         values = np.moveaxis(output, axis, -1).reshape(-1, output.shape[axis])
@@ -180,22 +181,22 @@ class LogitMoments:
 
 @dataclass(frozen=True)
 class Mixture:
-    """An output whose elements mean different things, such as boxes and scores: those along `axis` before each of
-    `cuts`, in order, and those after the last."""
+    """An output whose elements have different meanings, such as boxes and scores: parts of `axis` that end at
+    `cuts`."""
 
     axis: int
     cuts: tuple[int, ...]
 
     def parts(self, reference: Array, other: Array) -> list[tuple[Array, Array]]:
-        """Return the parts of both outputs, each without the mean over the positions of a sample of the reference, so
-        that what is always there (the grid of boxes) does not count."""
+        """Return the parts of both outputs, each minus the reference's mean over the positions of a sample, so that
+        constants such as the grid of boxes do not count."""
         positions = tuple(a for a in range(1, reference.ndim) if a != self.axis)
         mean = reference.mean(axis=positions, keepdims=True)
         split = [np.split(values - mean, self.cuts, axis=self.axis) for values in (reference, other)]
         return list(zip(*split, strict=True))
 
     def words(self, size: int) -> list[str]:
-        """The elements of each part."""
+        """Name the elements of each part."""
         ends = [0, *self.cuts, size]
         return [f"{first} to {last - 1}" if last - 1 > first else str(first)
                 for first, last in pairwise(ends)]  # fmt: skip
@@ -218,7 +219,7 @@ def mixture_of(output: Array) -> Mixture | None:
 
 
 def _spread(output: Array, axis: int) -> Array | None:
-    """The spread of each element along an axis; None where nothing can be told of it."""
+    """Return the spread of each element along an axis; None where it is unknown."""
     size = output.shape[axis]
     if size > MOST_ELEMENTS or size < 2 or output.size < LEAST_POSITIONS * size:
         return None
@@ -229,7 +230,7 @@ def _spread(output: Array, axis: int) -> Array | None:
 
 
 def _are_plain(output: Array, axis: int) -> Array:
-    """Per element along an axis, whether it is between 0 and 1 throughout."""
+    """Return, per element along an axis, whether all its values are in [0, 1]."""
     return np.asarray(((output >= 0) & (output <= 1)).all(axis=tuple(a for a in range(output.ndim) if a != axis)))
 
 
@@ -260,9 +261,9 @@ def _cuts(spread: Array, plain: Array, start: int = 0) -> list[int]:
 
 @dataclass
 class FidelitySums:
-    """The sums over all batches that the measures of one output, `name`, are computed from. What kind of output it is
-    follows from the first batch; of a mixture, `parts` are the sums of each part. `biased`: of `heads_of`, None of
-    an output that ends in no product."""
+    """The sums over batches from which the measures of the output `name` are computed. The first batch decides what
+    kind of output it is; `parts` are the sums of the parts of a mixture. `biased`: from `heads_of`, None where no
+    product yields the output."""
 
     name: str = ""
     biased: bool | None = None
@@ -286,7 +287,7 @@ class FidelitySums:
     level: float = 0.0
 
     def add(self, reference: Array, other: Array) -> None:
-        """The reference and the other output of one batch, float64 and of equal shape."""
+        """Add one batch of the reference's and the other model's output, float64 and of equal shape."""
         if not self.known and reference.size:
             self.known, self.mixture = True, mixture_of(reference)
             self.scores = are_scores(self.name, reference) if self.scores is None else self.scores
@@ -332,7 +333,7 @@ class FidelitySums:
         return self._plain()
 
     def note(self) -> str:
-        """Say which elements are told apart, and which are worse; empty where none are."""
+        """Say which elements were compared apart, and which are worse; empty where all are alike."""
         if self.mixture is None:
             return ""
         words, ratios = self.mixture.words(self.elements), [sums.values()["snr_db"] for sums in self.parts]
@@ -368,9 +369,9 @@ class FidelitySums:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Measures per output, in the order of the reference's outputs. `main` is the output that the short names
-    (`cosine`, `snr_db`, ...) speak of; None: of the worst of each measure, since the outputs may be of one decision, as
-    boxes and their scores are. `reference`: what the outputs were compared with."""
+    """Measures per output, in the order of the reference's outputs. The short names (`cosine`, `snr_db`, ...) are those
+    of `main`; without it, the worst of each measure over the outputs. `reference`: what the outputs were compared
+    with."""
 
     outputs: Mapping[str, Mapping[str, float | None]]
     main: str | None
@@ -379,14 +380,14 @@ class Fidelity:
     inputs: str = ""
     skipped: Sequence[str] = ()
     alike: bool = True
-    """Whether every output that is not of numbers is the same in both."""
+    """Whether every output without numbers is the same in both models."""
 
     def short(self) -> dict[str, float | None]:
         return self.worst() if self.main is None else dict(self.outputs[self.main])
 
     @property
     def output(self) -> str:
-        """The main output; where there is none, the one whose SNR is the worst."""
+        """The main output; without one, the output with the worst SNR."""
 
         def ratio(name: str) -> float:
             found = self.outputs[name].get("snr_db")
@@ -400,7 +401,7 @@ class Fidelity:
 
 
 def _worst(name: str, values: Sequence[float | None]) -> float | None:
-    """The worst of the values of a measure; NaN is the worst of all, None where there is none."""
+    """Return the worst value of a measure; NaN is the worst of all; None without values."""
     known = [v for v in values if v is not None]
     if any(math.isnan(v) for v in known):
         return math.nan
@@ -409,8 +410,8 @@ def _worst(name: str, values: Sequence[float | None]) -> float | None:
 
 @dataclass
 class FidelityCollector:
-    """Takes the outputs of both models batch by batch. `heads`: of `heads_of` the reference's graph. `scores`: of
-    outputs whose labels say so, whether they are scores of classes."""
+    """Takes the outputs of both models batch by batch. `heads`: from `heads_of` of the reference. `scores`: outputs of
+    which the labels say whether they are class scores."""
 
     main: str | None = None
     heads: Mapping[str, bool] = field(default_factory=dict)
@@ -444,7 +445,7 @@ class FidelityCollector:
                 self._sums[name].add(a.astype(np.float64), b.astype(np.float64))
 
     def _compare_other(self, name: str, a: Any, b: Any) -> None:
-        """Count the texts that differ; values that are missing or of another kind are not compared."""
+        """Count the texts that differ. Missing values and values of another kind are not compared."""
         if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape):
             self._skipped[name], self._alike = f"not compared: {name} is not a tensor in both models", False
             return

@@ -35,9 +35,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluation(Reported):
-    """Everything `evaluate` measured; `models` starts with the model, then the baseline if there is one. `differences`:
-    whether the two differ by more than chance, in each metric of samples, and in the accuracy or mean absolute error of
-    the predictions."""
+    """Everything `evaluate` measured; `models` has the model first, then the baseline if there is one. `differences`:
+    the significance of the difference in each sample metric, and in the predictions' accuracy or mean absolute
+    error."""
 
     models: Sequence[Scored]
     source: str
@@ -67,13 +67,13 @@ class Evaluation(Reported):
 
     @property
     def significance(self) -> Significance | None:
-        """That of the first metric which was asked for if it has one, else of the predictions."""
+        """The significance for the first metric asked for that has one, else for the predictions."""
         first = self.differences.get(next(iter(self.asked), ""))
         return first or next((each for name, each in self.differences.items() if name in METRICS), None)
 
     @property
     def untested(self) -> list[str]:
-        """Metrics of samples whose difference was not tested though there is one."""
+        """Sample metrics that differ without a test of significance."""
         if self.baseline is None:
             return []
         return [name for name, merit in self.asked.items()
@@ -82,7 +82,7 @@ class Evaluation(Reported):
 
     @property
     def merits(self) -> Mapping[str, Merit]:
-        """What is known of each metric, by name."""
+        """The properties of each metric, by name."""
         return {**METRICS, **self.asked}
 
     def raise_if_failed(self) -> None:
@@ -185,8 +185,8 @@ def difference(span: Span) -> Span:
 
 
 def needs(name: str, asked: Mapping[str, Merit]) -> list[str]:
-    """Return what a figure needs: of baseline, fidelity, labels, latency, train, robustness. What the metrics that were
-    asked for need is said by these."""
+    """Return what a figure needs, of: baseline, fidelity, labels, latency, train, robustness. Metrics of `--metric` say
+    themselves whether they need labels."""
     plain = name.removeprefix("baseline.")
     first, _, last = plain.partition(".")
     wanted = {

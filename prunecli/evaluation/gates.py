@@ -22,9 +22,9 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 LONG_FORMS = {"delta.": "", "fidelity.": "", "metrics.": "", "latency_ms.": "latency."}
-"""Where the JSON keeps a figure, which may be written before its short name, and what the short name has there."""
+"""Prefixes of a figure's place in the JSON, which may be written, and what the short name has instead."""
 ALIASES = {"top1": "accuracy"}
-"""Other names of figures, as a whole part of a dotted name."""
+"""Other names of figures, for one part of a dotted name."""
 ROUNDING = 1e-12
 Span = tuple[float, float]
 _GATE = re.compile(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
@@ -40,11 +40,11 @@ class Gate:
     limit: float
 
     def check(self, values: Mapping[str, float], reason: str = "") -> GateResult:
-        """The outcome for `values[name]`. A value that is not a number fails whatever the operator, and so does one
-        from which nothing follows, for a `reason`.
+        """Return the outcome for `values[name]`. A NaN fails whatever the operator, and so does a value that is
+        undecided for a `reason`.
 
-        A value that misses the limit only by the rounding of a difference equals it: a drop from 0.95 to 0.94,
-        in floating point a little over 0.01, is not more than 1 %.
+        A value within rounding of the limit equals it: a drop from 0.95 to 0.94 is a little over 0.01 in floating
+        point, and is not more than 1 %.
         """
         value = values[self.name]
         near = abs(value - self.limit) <= min(ROUNDING, 1e-9 * abs(self.limit))
@@ -54,7 +54,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The outcome of a gate. `reason`: why nothing follows from the value, if there is a reason."""
+    """The outcome of a gate. `reason`: why the value decides nothing, or empty."""
 
     gate: Gate
     value: float
@@ -106,15 +106,15 @@ SIZE_UNITS: Mapping[str, Kind] = {
     "params": "count", "nonzero": "count", "macs": "count", "file_bytes": "bytes", "gzip_bytes": "bytes",
     "latency.median": "ms", "latency.p10": "ms", "latency.p90": "ms",
 }  # fmt: skip
-"""Units of figures that have one; all others are plain numbers (`IN_THEIR_UNITS`), or fractions that may be written in
-percent."""
+"""Units of figures that have one. All others are plain numbers (`IN_THEIR_UNITS`), or fractions, which may be written
+in percent."""
 IN_THEIR_UNITS = frozenset({"mae", "rmse", "log_loss", "perplexity", "psnr", "snr_db", "max_abs"})
-"""Figures in units of the labels or outputs, in nats or dB. 5 % of one reads as a share of the baseline's, and would be
-taken as 0.05 of the unit."""
+"""Figures in units of the labels or outputs, in nats or in dB. A limit of 5 % would be read as a share of the
+baseline's figure, but mean 0.05 of the unit."""
 
 
 def _unit(name: str) -> Kind:
-    """The unit of a figure, or of a change of it; "plain": none, and no percent either."""
+    """Return the unit of a figure, or of its change; "plain" for a number without a unit that is no fraction."""
     plain = name.removeprefix("baseline.")
     known = not IN_THEIR_UNITS.isdisjoint((plain.split(".")[0], plain.split(".")[-1]))
     return "plain" if known else SIZE_UNITS.get(plain, "percent")
@@ -139,7 +139,7 @@ _UNIT_WORDS: Mapping[Kind, str] = {"percent": "percent", "count": "thousands", "
 
 
 def check_span(gate: Gate, span: Span, limit: Quantity | None = None) -> None:
-    """Refuse a gate that cannot fail, or whose limit lies outside what its figure can be. `limit`: as it is written."""
+    """Refuse a gate that cannot fail, or whose limit is outside the range of its figure. `limit`: as written."""
     low, high = span
     if low <= gate.limit <= high and (gate.op, gate.limit) not in (("<", low), (">", high)):
         return
@@ -178,7 +178,7 @@ def check_gates(
 
 
 def raise_if_failed(results: Sequence[GateResult]) -> None:
-    """To be called after the report was printed.
+    """Raise GateFailed for gates that failed; called after the report is printed.
 
     Raises:
         GateFailed: naming each failed gate, its value and its limit.
@@ -191,7 +191,7 @@ def raise_if_failed(results: Sequence[GateResult]) -> None:
 
 
 GAINS = frozenset({"latency", "params", "nonzero", "sparsity", "macs", "file_bytes", "gzip_bytes"})
-"""First parts of the names of figures that pruning more improves."""
+"""First parts of the names of figures that more pruning improves."""
 
 
 def _hint(failed: Sequence[GateResult]) -> str:

@@ -1,4 +1,4 @@
-"""Latency, so that two models can be compared on a busy machine, or not be where it is too busy: pairs in turn."""
+"""Latency of two models on a machine that may be busy: timed in alternating pairs; refused where it is too busy."""
 
 from __future__ import annotations
 
@@ -21,28 +21,30 @@ Clock = Literal["cpu", "wall"]
 
 WARM_UP, WARM_UP_SECONDS = 5, 0.5
 WINDOW_SECONDS = 2e-3
-"""Of the runs in a row that give one time, at least: far more than the clock's resolution and than one interrupt."""
+"""Least length of the runs in a row that give one time: far above the resolution of the clock and the length of an
+interrupt."""
 LONG_SECONDS = 0.2
-"""Of a run that takes longer than that one interrupt, and bringing its own values into the caches, are a small part."""
+"""Length of a run from which one interrupt, and loading its data into the caches, add little."""
 MIN_PAIRS, MAX_PAIRS = 8, 300
 EVALUATE_SECONDS = 5.0
-"""Which a measurement takes: of the thread's CPU time where that is the clock. On a busy machine, and where models are
-slow, it is up to `PATIENCE` times as long."""
+"""Length of a measurement, in CPU time of the thread where that is the clock. On a busy machine, and for slow models,
+it takes up to `PATIENCE` times as long."""
 PATIENCE = 3
 OPENINGS = ((0.05, 5), (0.5, 3))
-"""The share of a measurement's time that opening the models takes at most, and how often they are opened then."""
+"""Pairs of (largest share of the measurement's time spent on opening the models, number of openings)."""
 LEAST_OPENINGS = 3
-"""Which make the spread of sessions known."""
+"""Number of openings from which the spread between sessions is known."""
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 PLACEMENT, UNKNOWN_PLACEMENT = 1.02, 1.1
-"""What sessions of the same models differ by: at least; and where they were not opened often enough to tell."""
+"""Least factor by which sessions of the same model differ, and the factor assumed with fewer than `LEAST_OPENINGS`
+openings."""
 QUARTILE = 0.25
-"""Of a function's times, what nothing delayed."""
+"""Quantile of a model's times that other work does not delay."""
 CROWDED = 0.1
-"""Of the time of the threads asked for, what other processes may take: more makes wall times say nothing."""
+"""Largest share of the threads' time that other processes may take; above it wall times say nothing."""
 NOISY = 1.1
-"""Noise by this factor hides differences that matter."""
+"""Factor of noise that hides relevant differences."""
 STEADY = 3.0
 
 
@@ -60,12 +62,12 @@ class TimingOptions:
 
     @property
     def on_cpu(self) -> int:
-        """Threads of this machine's CPUs that the models run on; 0: the provider is another device."""
+        """Number of CPU threads that the models use; 0 if the provider is another device."""
         return self.threads if self.provider == "CPUExecutionProvider" else 0
 
     @property
     def clock(self) -> Clock:
-        """onnxruntime does all of a run in the calling thread where it has one."""
+        """The thread's CPU time with one thread, since onnxruntime then works in the calling thread; else wall time."""
         return "cpu" if self.on_cpu == 1 else "wall"
 
 
@@ -73,9 +75,9 @@ class TimingOptions:
 class Latency:
     """Milliseconds per run, one time per pair.
 
-    `clock`: "cpu": the calling thread's CPU time, which other processes add nothing to, or "wall". `crowd`: the share
-    of the time that others took: of wall time other processes of the threads asked for, of CPU time a hypervisor.
-    `short`: why there are fewer pairs than an interval needs. `openings`: the number of the session of each time.
+    `clock`: "cpu": CPU time of the calling thread, to which other processes add nothing, or "wall". `crowd`: share of
+    the time that others took: other processes of wall time, a hypervisor of CPU time. `short`: why there are fewer
+    pairs than an interval needs. `openings`: the number of the session behind each time.
     """
 
     times: Array
@@ -94,7 +96,7 @@ class Latency:
 
     @property
     def disturbed(self) -> bool:
-        """Whether other work on the machine must have interfered."""
+        """Whether other work on the machine disturbed the times."""
         low, high = np.percentile(self.times, [10, 90])
         return self.crowd > CROWDED or bool(high > STEADY * low)
 
@@ -114,8 +116,8 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster the model is than the baseline, with a 95 % interval from `low` to `high`. `reason`: why
-    that cannot be told now, so that nothing is to follow from the numbers."""
+    """Time of the baseline over that of the model, with a 95 % interval from `low` to `high`. `reason`: why it is
+    unknown now, or empty."""
 
     speedup: float
     low: float
@@ -128,8 +130,8 @@ class Speedup:
         return self.low <= 1 <= self.high
 
     def undecided(self, limit: float) -> str:
-        """Why it cannot be told on which side of `limit` the truth is: as `reason`, or the machine moves more than the
-        difference; empty where it can, or where it is so near that no measurement would tell."""
+        """Return why it is unknown on which side of `limit` the truth is: `reason`, or noise larger than the
+        difference. Return "" where it is known, or so close that no measurement could tell."""
         noise = math.sqrt(self.high / self.low)
         if self.reason or noise <= NOISY or not self.low <= limit <= self.high:
             return self.reason
@@ -137,7 +139,7 @@ class Speedup:
         return f"the noise of this machine is {noise - 1:.0%}, more than {difference}"
 
     def words(self, other: str = "baseline") -> str:
-        """One sentence that claims no more than was measured. `other`: what the baseline is called."""
+        """Return one sentence that claims no more than was measured. `other`: a name for the baseline."""
         if self.reason:
             return f"the difference in speed is not measurable now: {self.reason}"
         span = f"95 % interval {self.low:.2f} to {self.high:.2f}"
@@ -174,39 +176,41 @@ def measure_pair(
 def measure(
     runs: Mapping[str, PreparedRun], how: TimingOptions, progress: Progress = no_progress
 ) -> dict[str, Latency]:
-    """Times of each model, one per pair. Each pair has every model in turn, in alternating order, so that drift of the
-    machine falls on all alike. A time is the mean over a window of runs in a row; the windows of all take about equally
-    long, since what interferes hits a longer one more often, and begin with a run that is not timed, to have its own
-    values in the caches. Models that open quickly are opened anew, as where they lie in memory matters. It
-    ends when `how.seconds` have passed and there are `MIN_PAIRS`, when there are `MAX_PAIRS`, or after `PATIENCE` times
-    so many seconds; where `how.pairs` says how many, with those."""
+    """Time each model, once per pair. A pair runs every model, in alternating order, so that drift of the machine
+    affects all alike. A time is the mean over a window of consecutive runs. Windows of all models are about equally
+    long, because interruptions hit a longer window more often, and start with an untimed run that fills the caches.
+    Models that open quickly are reopened during the measurement, because their place in memory affects their speed.
+
+    It ends after `how.pairs` pairs if given; else after `how.seconds` and `MIN_PAIRS` pairs, after `MAX_PAIRS` pairs,
+    or after `PATIENCE` times `how.seconds`.
+    """
     before = MachineLoad.now()
-    stand = _Stand(dict(runs), how)
+    timed = _TimedModels(dict(runs), how)
     was_enabled, most = gc.isenabled(), how.pairs or MAX_PAIRS
     shown: Iterator[int] = progress(iter(range(1, 101)), "measuring latency (%)", 100)
     percent = next(shown)
     gc.disable()
     try:
         for turn in range(most):
-            if stand.done(turn):
+            if timed.done(turn):
                 break
-            stand.pair(turn)
-            while percent < 100 * stand.part(turn + 1):
+            timed.pair(turn)
+            while percent < 100 * timed.part(turn + 1):
                 percent = next(shown, 100)
         for _ in shown:  # the bar ends with the measurement
             pass
     finally:
         if was_enabled:
             gc.enable()
-    crowd, count = MachineLoad.now().crowd(before, how), len(stand.openings)
+    crowd, count = MachineLoad.now().crowd(before, how), len(timed.openings)
     few = how.pairs is None and count < MIN_PAIRS
     short = f"only {count} runs of each model fit into {PATIENCE * how.seconds:g} seconds" if few else ""
-    return {name: Latency(np.array(times), how, crowd, short=short, openings=np.array(stand.openings))
-            for name, times in stand.found().items()}  # fmt: skip
+    return {name: Latency(np.array(times), how, crowd, short=short, openings=np.array(timed.openings))
+            for name, times in timed.found().items()}  # fmt: skip
 
 
-class _Stand:
-    """Models on the stand: their windows, and the times of the pairs so far."""
+class _TimedModels:
+    """The models being timed: their windows, and the times of the pairs so far."""
 
     def __init__(self, runs: dict[str, PreparedRun], how: TimingOptions) -> None:
         self.runs, self.how = runs, how
@@ -220,7 +224,7 @@ class _Stand:
         self.openable = next((count for most, count in OPENINGS if share <= most), 1)
 
     def spent(self) -> float:
-        """Seconds of the clock's time since the beginning."""
+        """Seconds of the clock since the start."""
         return (self.clock() - self.own) / 1e9
 
     def done(self, turn: int) -> bool:
@@ -230,7 +234,7 @@ class _Stand:
         return late or (turn >= MIN_PAIRS and self.spent() > self.how.seconds)
 
     def part(self, turn: int) -> float:
-        """The fraction of the measurement that is over after `turn` pairs."""
+        """Return the fraction of the measurement that is done after `turn` pairs."""
         if self.how.pairs is not None:
             return turn / self.how.pairs
         wall = (time.perf_counter() - self.began) / PATIENCE
@@ -245,7 +249,8 @@ class _Stand:
         self.openings.append(self.opened)
 
     def open(self) -> None:
-        """Open each model anew before the old one goes, or it would lie in the same place."""
+        """Open each model again. The old session is closed afterwards; otherwise the new one would lie in the same
+        place."""
         for name, run in self.runs.items():
             assert run.again is not None
             self.runs[name] = run.again()
@@ -253,13 +258,13 @@ class _Stand:
         self.opened += 1
 
     def found(self) -> dict[str, list[float]]:
-        """The times, or that of warming up where a run takes longer than all pairs may."""
+        """Return the times; the warm-up's time where one run takes longer than all pairs may."""
         return {name: times or [1e3 * self.windows[name].once] for name, times in self.times.items()}
 
 
 @dataclass(frozen=True)
 class _Window:
-    """So many runs in a row, after `lead` that do not count. `once`: seconds that a run took when warm."""
+    """`count` consecutive runs after `lead` uncounted ones. `once`: seconds of a warm run."""
 
     run: Callable[[], Any]
     once: float
@@ -267,7 +272,7 @@ class _Window:
     lead: int
 
     def milliseconds(self, clock: Callable[[], int]) -> float:
-        """Of one run: the mean."""
+        """Return the mean time of one run."""
         for _ in range(self.lead):
             self.run()
         start = clock()
@@ -283,7 +288,7 @@ def _windows(runs: Mapping[str, PreparedRun]) -> dict[str, _Window]:
 
 
 def _warm_up(run: Callable[[], Any]) -> float:
-    """Seconds of the fastest of the warm-up runs: a few, or as many as fit into the time for them."""
+    """Return the seconds of the fastest warm-up run, of a few or as many as fit into the time."""
     best, begin = math.inf, time.perf_counter()
     for _ in range(WARM_UP):
         start = time.perf_counter()
@@ -297,8 +302,8 @@ def _warm_up(run: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True)
 class MachineLoad:
-    """The machine's CPUs: how many, and the seconds that they have been busy, in all, for this process, and for other
-    guests of the hypervisor, at a time. `cpus` 0: not known."""
+    """CPU seconds of the machine at one time: busy in total, used by this process, stolen by other guests of the
+    hypervisor. `cpus`: number of CPUs, 0 if unknown."""
 
     at: float
     own: float
@@ -308,7 +313,7 @@ class MachineLoad:
 
     @classmethod
     def now(cls, stat: Path = Path("/proc/stat")) -> MachineLoad:
-        """As Linux counts: all time that is not idle, what a hypervisor took for others included."""
+        """Read Linux' counters. Busy is all time that is not idle, stolen time included."""
         at, own = time.perf_counter(), time.process_time()
         try:
             lines = [line.split() for line in stat.read_text(encoding="ascii").splitlines() if line.startswith("cpu")]
@@ -318,9 +323,9 @@ class MachineLoad:
             return cls(at, own)
 
     def crowd(self, before: MachineLoad, how: TimingOptions) -> float:
-        """The share of the time since then that others took, in [0, 1]. Of wall time: what other processes used beyond
-        the CPUs that the threads leave, over the threads' time. Of CPU time: what was stolen of all busy time, which
-        counts as the thread's own. 0 where it is not known, or the threads are not on these CPUs."""
+        """Return the share of the time since `before` that others took, in [0, 1]. For wall time: what other processes
+        used beyond the CPUs that the threads leave free, over the threads' time. For CPU time: stolen over busy time,
+        since the thread's clock counts stolen time. 0 where unknown, or where the models do not run on these CPUs."""
         seconds, threads = self.at - before.at, how.on_cpu
         busy, own = self.busy - before.busy, self.own - before.own
         if not self.cpus or not threads or seconds <= 0 or busy <= 0:
@@ -360,8 +365,8 @@ def speedup(model: Latency, baseline: Latency) -> Speedup:
 
 
 def _placement(ratios: Array, openings: Array | None) -> float:
-    """The factor by which the sessions that were opened let the ratio be wrong: Student's interval of the logarithms of
-    their medians."""
+    """Return the factor by which the choice of sessions may distort the ratio: Student's interval of the logarithms of
+    the sessions' medians."""
     from scipy.special import stdtrit
 
     if openings is None:

@@ -15,16 +15,17 @@ from prunecli.evaluation.reading import IGNORED
 from prunecli.evaluation.sample_metrics import Entry, SampleBatch, sample_metric
 
 VOID = 255
-"""A class of maps that says "do not count", as PASCAL VOC and Cityscapes use it, where the model has no such class."""
+"""Class of maps that is not counted, as in PASCAL VOC and Cityscapes, unless the model has such a class."""
 MOST_DB = 100.0
-"""The signal-to-noise ratio of equal images, which would be infinite."""
+"""The signal-to-noise ratio of equal images, in place of infinity."""
 
 
 # -- maps of classes ------------------------------------------------------------------------------
 
 
 def _mean_iou(entries: Sequence[Entry]) -> float:
-    """Mean over classes of (pixels of both) / (pixels of either) of all samples, but of those that are in neither."""
+    """Mean over classes of (pixels of the class in both) / (pixels of it in either), over all samples. Classes in
+    neither are left out."""
     size = max(each.shape[1] for each in entries)
     both, either = np.sum([np.pad(each, ((0, 0), (0, size - each.shape[1]))) for each in entries], axis=0)
     seen = either > 0
@@ -42,7 +43,7 @@ def miou(batch: SampleBatch) -> Sequence[Entry]:
 
 
 def _overlap(found: Array, truth: Array, classes: int) -> Array:
-    """Return pixels in both and in either, by class."""
+    """Return, by class, the pixels in both and in either."""
     counted = (truth >= 0) & (truth < classes)
     wrong = counted & (found != truth)
     other = found[wrong]
@@ -94,9 +95,9 @@ def _each(entries: Sequence[Entry]) -> Array:
 
 @sample_metric("psnr", _each, span=(-math.inf, math.inf), library="skimage.metrics", extra="metrics")
 def psnr(batch: SampleBatch) -> Sequence[Entry]:
-    """Peak signal-to-noise ratio in dB, mean over images, each at most 100. Labels are the wanted images, of the
-    output's shape, or with channels last where it has them first, and the other way round. The peak is that of their
-    type where it is uint8 or uint16, else 255 where they exceed 2, else 1."""
+    """Peak signal-to-noise ratio in dB, mean over images, each at most 100. Labels are the wanted images in the
+    output's shape; channels may be first or last. The peak is the largest value of the labels' type for uint8 and
+    uint16, else 255 if they exceed 2, else 1."""
     from skimage import metrics
 
     ratio: Any = metrics.peak_signal_noise_ratio  # which has no types
@@ -109,8 +110,8 @@ def psnr(batch: SampleBatch) -> Sequence[Entry]:
 
 @sample_metric("ssim", _each, span=(-1, 1), library="skimage.metrics", extra="metrics")
 def ssim(batch: SampleBatch) -> Sequence[Entry]:
-    """Structural similarity, mean over images, with a Gaussian window as in Wang et al., Image Quality Assessment, IEEE
-    TIP 2004. Labels and peak as of psnr."""
+    """Structural similarity, mean over images, with a Gaussian window (Wang et al., Image Quality Assessment, IEEE TIP
+    2004). Labels and peak as for psnr."""
     from skimage import metrics
 
     similarity: Any = metrics.structural_similarity  # which has no types
@@ -140,8 +141,8 @@ _PEAKS = {"uint8": 255.0, "uint16": 65535.0}
 
 
 def _laid_out(images: Array, shape: tuple[int, ...]) -> Array | None:
-    """Images in an output's shape, from which theirs may differ in axes of size 1 and in where channels are; None where
-    it differs otherwise."""
+    """Return images in an output's shape; axes of size 1 and the place of the channels may differ. None where they
+    differ otherwise."""
 
     def plain(sizes: tuple[int, ...]) -> list[int]:
         return [size for size in sizes[1:] if size != 1]
@@ -161,9 +162,9 @@ def _perplexity(entries: Sequence[Entry]) -> float:
 
 @sample_metric("perplexity", _perplexity, higher=False, span=(1, math.inf), needs_labels=False)
 def perplexity(batch: SampleBatch) -> Sequence[Entry]:
-    """exp of the mean of -ln(probability of the token), over all tokens. Labels (N, T) are the tokens that the logits
-    (N, T, V) at each place stand for, -100 is not counted. Without labels, those of the input of tokens, one place on,
-    as of causal language models; an input named "mask" says which count."""
+    """exp of the mean of -ln(probability of the token) over all tokens. Labels (N, T) are the tokens predicted by the
+    logits (N, T, V) at each position; -100 is not counted. Without labels they are the input tokens shifted by one, as
+    for causal language models; an input named "mask" says which count."""
     from scipy.special import logsumexp
 
     logits = batch.predictions
@@ -227,7 +228,7 @@ def wer(batch: SampleBatch) -> Sequence[Entry]:
 
 
 def _texts(values: Array, blank: int) -> list[str]:
-    """Return one text per sample, of tokens as numbers with blanks between them."""
+    """Return one text per sample from token numbers, joined by blanks."""
     if values.dtype.kind in "OU":
         return [" ".join(map(str, np.atleast_1d(row).reshape(-1).tolist())) for row in values]
     if is_float(values.dtype) and values.ndim == 3:
@@ -263,9 +264,9 @@ def _rank_correlation(entries: Sequence[Entry]) -> float:
 
 @sample_metric("spearman", _rank_correlation, span=(-1, 1))
 def spearman(batch: SampleBatch) -> Sequence[Entry]:
-    """Spearman's rank correlation. Of an output of one number: with the labels. Of embeddings (N, D): of the cosine of
-    two samples with how alike they are, labels (N, 2): the number of the pair, and that. Pairs of which only one sample
-    is there do not count."""
+    """Spearman's rank correlation. For an output of one number per sample: with the labels. For embeddings (N, D): of
+    the cosine of two samples with their similarity; labels (N, 2) are the number of the pair and the similarity. Pairs
+    with one sample missing are left out."""
     assert batch.labels is not None
     output = batch.predictions.reshape(len(batch.predictions), -1).astype(np.float64)
     if output.shape[1] == 1 and batch.labels.size == len(output):
@@ -297,8 +298,8 @@ def _recall(k: int) -> Any:
 
 
 def _embedded(batch: SampleBatch) -> Sequence[Entry]:
-    """Whether one of the k nearest samples by cosine has the sample's own class; mean over samples. Musgrave et al., A
-    Metric Learning Reality Check, ECCV 2020."""
+    """Return whether one of the k nearest samples by cosine has the sample's class; mean over samples. Musgrave et al.,
+    A Metric Learning Reality Check, ECCV 2020."""
     assert batch.labels is not None
     if batch.predictions.ndim < 2 or batch.labels.size != len(batch.predictions):
         raise PruneError(f"recall of embeddings: the output is {batch.predictions.shape}, labels {batch.labels.shape}",

@@ -12,7 +12,7 @@ from prunecli.options.groups import Batched, Gated, OutputNamed, Reporting, Runn
 
 if TYPE_CHECKING:
     from prunecli.data.options import DataOptions
-    from prunecli.evaluation.passes import Asked
+    from prunecli.evaluation.passes import ReadingOptions
     from prunecli.evaluation.quality import Merit
 
 QUALITY = "Measurements"
@@ -30,7 +30,7 @@ NAMES = (
     "map",
     "map50",
 )
-"""Metrics that help names; an unknown one is answered with all."""
+"""Metrics that the help lists; the message about an unknown metric lists all."""
 METRIC = "NAME|FILE.py:FUNCTION"
 METRIC_HELP = (
     f"what quality means: {', '.join(NAMES)}, ..., or a function of your own of `predictions`, `labels`, `inputs` or"
@@ -111,7 +111,7 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
 
     @property
     def train_samples(self) -> DataOptions | None:
-        """The training data; as many samples as of the others."""
+        """The training data, limited to as many samples as the test data."""
         from dataclasses import replace
 
         if self.train_data is None:
@@ -120,10 +120,10 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
         return replace(given, limit=self.limit) if isinstance(self.train_data, str | Path) else given
 
     @property
-    def asked(self) -> Asked:
-        from prunecli.evaluation.passes import Asked
+    def asked(self) -> ReadingOptions:
+        from prunecli.evaluation.passes import ReadingOptions
 
-        return Asked(self.task, self.output_name, self.merits)
+        return ReadingOptions(self.task, self.output_name, self.merits)
 
     @cached_property
     def merits(self) -> dict[str, Merit]:

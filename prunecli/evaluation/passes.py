@@ -28,8 +28,8 @@ from prunecli.types import Progress, no_progress
 
 @dataclass(frozen=True)
 class OpenedModels:
-    """One or two models, validated and opened, by role. Inputs and outputs have the names of the first model. `specs`:
-    inputs that fit all."""
+    """One or two models, validated and open, by role. Inputs and outputs have the names of the first model. `specs`:
+    the inputs with the dimensions that both models fix."""
 
     files: Mapping[str, Model]
     runners: Mapping[str, Runner]
@@ -40,7 +40,7 @@ class OpenedModels:
         return next(iter(self.runners.values())).session
 
     def in_parts(self, length: int | None) -> OpenedModels:
-        """The same, each run on so many tokens at a time; None: on whole samples.
+        """Return the same models, run on `length` tokens at a time; None: on whole samples.
 
         Raises:
             PruneError: a model has no cache of keys and values.
@@ -51,7 +51,7 @@ class OpenedModels:
         return replace(self, runners={role: replace(each, cache=caches[role]) for role, each in self.runners.items()})
 
     def random_data(self, count: int, seed: int, dims: Dims, batch: int = 1) -> Dataset:
-        """Seeded random runs that all models take."""
+        """Return seeded random inputs that all models take."""
         limits = {
             name: min(each.session.limits.get(each.inputs.get(name, name), most) for each in self.runners.values())
             for name, most in self.first.limits.items()
@@ -82,7 +82,7 @@ def open_models(paths: Mapping[str, Path], execution: Execution) -> OpenedModels
 
 
 def data_dims(data: Dataset, names: Mapping[str, str], inputs: Sequence[InputSpec]) -> Dims:
-    """The sizes at which to count work: one sample of the data, or the model's fixed batch. `names` maps the
+    """Return the sizes at which work is counted: one sample of the data, or the model's fixed batch. `names` maps the
     data's input names to those of `inputs`."""
     shapes: dict[str, tuple[int, ...]] = {}
     chunk = data.chunks[0]
@@ -102,8 +102,8 @@ def data_dims(data: Dataset, names: Mapping[str, str], inputs: Sequence[InputSpe
 
 @dataclass(frozen=True)
 class Runner:
-    """A session that answers in another model's names: `inputs` and `outputs` map those names to its own. `heads`: of
-    `heads_of` its graph, where that was read. `cache`: runs samples in parts."""
+    """A session under another model's names: `inputs` and `outputs` map those names to its own. `heads`: from
+    `heads_of` of its graph, where that was read. `cache`: runs samples in parts."""
 
     session: Session
     inputs: dict[str, str] = field(default_factory=dict)
@@ -113,13 +113,13 @@ class Runner:
     cache: KeyValueCache | None = None
 
     def feed(self, feed: dict[str, Array]) -> dict[str, Array]:
-        """The feed under this session's names and in its element types."""
+        """Return the feed with this session's names and element types."""
         specs = {s.name: s for s in self.session.inputs}
         own = {self.inputs.get(name, name): value for name, value in feed.items()}
         return {name: cast(name, v, specs[name]) if name in specs else v for name, v in own.items()}
 
     def run(self, batch: Batch) -> dict[str, Any]:
-        """All outputs with one row per real sample, under the common names."""
+        """Return all outputs, one row per real sample, under the common names."""
         feed = self.feed(batch.feed)
         raw = self.session.run(feed) if self.cache is None else self.cache.run(self.session, feed)
         names = self.outputs or {name: name for name in raw}
@@ -128,7 +128,7 @@ class Runner:
 
 
 def pair(first: Session, second: Session) -> Runner:
-    """The second session under the first one's names: by name where they agree, else by position.
+    """Return the second session under the first one's names, matched by name, or by position where names differ.
 
     Raises:
         PruneError: inputs or outputs that neither name nor position can match, with both sides.
@@ -167,7 +167,7 @@ def _listed(specs: Sequence[InputSpec]) -> str:
 
 
 def common_specs(first: Sequence[InputSpec], runner: Runner) -> list[InputSpec]:
-    """The first model's inputs with every dimension fixed that either model fixes.
+    """Return the first model's inputs, with the dimensions fixed that either model fixes.
 
     Raises:
         PruneError: the two fix one dimension at different sizes.
@@ -195,17 +195,17 @@ def _join(a: InputSpec, b: InputSpec) -> InputSpec:
 
 MODEL, BASELINE = "model", "baseline"
 LONGEST = 60.0
-"""Seconds that may be spent on whether the difference in one metric is more than chance."""
+"""Most seconds spent on the test of significance of one metric."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user said about outputs and labels."""
+class ReadingOptions:
+    """How outputs and labels are to be read."""
 
     task: Task | None = None
     output_name: str | None = None
     metrics: Mapping[str, Merit] = field(default_factory=dict)
-    """Those that the user names; none: all that have a meaning for the labels."""
+    """Metrics that the user names; if none, all that have a meaning for the labels."""
 
     @property
     def of_samples(self) -> dict[str, SampleMetric]:
@@ -213,7 +213,7 @@ class Asked:
 
     @property
     def reads_labels(self) -> bool:
-        """Whether labels are to be read as classes or numbers."""
+        """Whether labels are read as classes or numbers."""
         return not self.metrics or len(self.of_samples) < len(self.metrics)
 
 
@@ -225,12 +225,12 @@ class EvaluationPass:
     predictions: Mapping[str, Predictions]
     fidelity: Fidelity | None
     samples: int
-    asked: Asked = field(default_factory=Asked)
+    asked: ReadingOptions = field(default_factory=ReadingOptions)
     entries: Mapping[str, Mapping[str, Sequence[Entry]]] = field(default_factory=dict)
     labels: Array | None = None
 
     def metrics(self, role: str, average: Average) -> dict[str, float]:
-        """The figures of a model: those that were asked for, in that order, or all."""
+        """Return the metrics of a model: those asked for, in that order, or all."""
         read = compute_metrics(self.predictions[role], average) if role in self.predictions else {}
         if not self.asked.metrics:
             return read
@@ -243,8 +243,8 @@ class EvaluationPass:
         return {name: own[name] if name in own else read[name] for name in self.asked.metrics}
 
     def differences(self, progress: Progress) -> dict[str, Significance]:
-        """Of each metric of samples, whether the model's and the baseline's differ by more than chance. A metric whose
-        figure takes so long that its blocks would take over `LONGEST` is left out."""
+        """Test the difference between the model and the baseline in each sample metric. Metrics that would take longer
+        than `LONGEST` are left out."""
         if BASELINE not in self.entries:
             return {}
         found = {}
@@ -266,7 +266,7 @@ def run_pass(
     runners: Mapping[str, Runner],
     data: Dataset,
     batch_size: int,
-    asked: Asked = Asked(),
+    asked: ReadingOptions = ReadingOptions(),
     progress: Progress = no_progress,
     label: str = "evaluating",
 ) -> EvaluationPass:
@@ -304,7 +304,7 @@ def run_pass(
 
 
 def _results(collectors: Mapping[str, Collector]) -> dict[str, Predictions]:
-    """Return the predictions by role. The scale of the scores is that of the baseline's."""
+    """Return the predictions by role. The scores of all models are read on the baseline's scale."""
     found: dict[str, Predictions] = {}
     for role in sorted(collectors, key=lambda role: role != BASELINE):
         if found:
@@ -352,7 +352,7 @@ def _add_fidelity(collector: FidelityCollector, batch: Batch, outputs: Mapping[s
 
 
 def _by_position(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded outputs under the model's names: their own where all are known, else in order."""
+    """Return recorded outputs under the model's names: by name where all names match, else by order."""
     if all(name in outputs for name in reference):
         return dict(reference)
     return dict(zip(outputs, reference.values(), strict=False))

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: onnxruntime's times of every operator, and the node of the model that each computes."""
+"""Where the time of a run goes: onnxruntime's time of every operator, and the node of the model that it computes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from prunecli.types import Progress, no_progress
 
 Open = Callable[..., Session]
 PROFILE_SECONDS = 1.5
-"""Per model."""
+"""Seconds per model."""
 MIN_TURNS, MAX_TURNS = 6, 40
 IN_A_ROW = 3
 WARM_UP = 3
 FASTEST = 0.4
-"""Of an operator's runs the fastest count: other processes only ever add time. Their mean is finer than the clock."""
+"""Share of an operator's runs, the fastest, that is averaged. Other processes only ever add time, and the mean is finer
+than the clock's resolution."""
 LEAST = 0.1
-"""Of a timed operator's milliseconds, whatever the timing of it costs."""
+"""Least share of a measured time that is kept when the cost of timing is subtracted."""
 REST = ""
-"""The key of operators that belong to no node of the graph: reordering of layouts."""
+"""Key of operators that belong to no node of the graph, such as layout conversions."""
 _SUFFIX = "_kernel_time"
 _BLOCKED = "_nchwc"
 _FUSED = "fused "
 _IN_FLOAT32 = "InsertedPrecisionFreeCast_"
-"""Of values that are computed in float32 where the model says float16."""
+"""Prefix of casts that onnxruntime inserts to compute float16 values in float32."""
 _WALK = 8
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operator of the optimised graph: its name and type there, milliseconds per run of the model."""
+    """One operator of the optimised graph: name, type, and milliseconds per run of the model."""
 
     name: str
     op: str
@@ -80,7 +81,7 @@ def profiles(
 
 
 def _warm_up(run: Callable[[], Any]) -> float:
-    """Seconds of the last of a few runs."""
+    """Return the seconds of the last of a few runs."""
     for _ in range(WARM_UP):
         begin = time.perf_counter()
         run()
@@ -92,7 +93,8 @@ def _read(trace: Path, count: int) -> list[Kernel]:
 
 
 def _summary(events: list[dict[str, Any]], count: int) -> list[Kernel]:
-    """The last `count` runs, or as many as there are; an operator inside a loop counts all its turns."""
+    """Return the times of the last `count` runs, or of as many as there are. An operator inside a loop counts all its
+    iterations."""
     kernels: dict[tuple[str, str], list[float]] = defaultdict(list)
     begins = sorted(e["ts"] for e in events if e.get("name") == "model_run")[-count:]
     begin, count = begins[0], len(begins)
@@ -107,13 +109,13 @@ def _summary(events: list[dict[str, Any]], count: int) -> list[Kernel]:
 
 
 def _fastest(times: Sequence[float]) -> float:
-    """The mean of the fastest part."""
+    """Return the mean of the fastest `FASTEST` of the times."""
     return float(np.mean(np.sort(times)[: max(1, int(FASTEST * len(times)))]))
 
 
 def net_of_timing(kernels: Sequence[Sequence[Kernel]], ms: float) -> list[list[Kernel]]:
-    """The same without what the timing of an operator adds: so much from each that those of the first model sum up
-    to `ms`, the time of a run of it that is not profiled."""
+    """Return the times without the cost of timing: the same amount is subtracted from every operator, so that the times
+    of the first model sum to `ms`, its time without profiling."""
     times = np.array([kernel.ms for kernel in kernels[0]])
     low, high = 0.0, float(times.max(initial=0.0))
     for _ in range(40):
@@ -141,13 +143,13 @@ class Attribution:
         self._named.update({node.name: node for node in graph if node.name})
 
     def node(self, kernel: Kernel) -> ir.Node | None:
-        """None for what onnxruntime put in."""
+        """Return the node that a kernel computes; None for operators that onnxruntime inserted."""
         name = kernel.name.removeprefix(_FUSED).removeprefix(_IN_FLOAT32).removesuffix(_BLOCKED)
         node = self._named.get(kernel.name) or self._named.get(name) or self._by_beginning(name, kernel.op)
         return _back(node, kernel.op) if node is not None and multiplies(kernel.op) else node
 
     def _by_beginning(self, name: str, op: str) -> ir.Node | None:
-        """Fusions append words of their own, after / or _."""
+        """Match by prefix: fusions append words of their own after / or _."""
         if op.startswith("Reorder"):
             return None
         while (cut := max(name.rfind("/"), name.rfind("_"))) > 0:
@@ -157,7 +159,7 @@ class Attribution:
         return None
 
     def times(self, kernels: Sequence[Kernel]) -> dict[str, float]:
-        """Milliseconds by node (`key`), and of the rest."""
+        """Return milliseconds by node (`key`), and of the rest."""
         out: dict[str, float] = defaultdict(float)
         for kernel in kernels:
             node = self.node(kernel)
@@ -166,12 +168,12 @@ class Attribution:
 
 
 def key(node: ir.Node) -> str:
-    """A name that a node has in every copy of the graph: that of its first named output."""
+    """Return a name for a node that is the same in every copy of the graph: that of its first named output."""
     return next((out.name for out in node.outputs if out.name), node.name or "")
 
 
 def readers(value: ir.Value, steps: int = _WALK) -> Iterator[ir.Node]:
-    """Nodes that multiply by a stored tensor: as it is, or as so many nodes, such as DequantizeLinear, make it."""
+    """Return the nodes that multiply by a stored tensor, directly or through nodes such as DequantizeLinear."""
     for node in {use.node: None for use in value.uses()}:
         if multiplies(node.op_type):
             yield node
@@ -181,12 +183,12 @@ def readers(value: ir.Value, steps: int = _WALK) -> Iterator[ir.Node]:
 
 
 def multiplies(op: str) -> bool:
-    """Whether an operator of that type, whatever its domain, has multiply-accumulates."""
+    """Return whether an operator type, of any domain, has multiply-accumulates."""
     return op in named(lambda operator: operator.macs)
 
 
 def _back(node: ir.Node, op: str) -> ir.Node:
-    """The contraction at the beginning of what was fused into one operator."""
+    """Return the contraction at the start of the nodes that were fused into one operator."""
     plain = op.removeprefix("Fused")
     current, level = [node], 0
     while current and level < _WALK:

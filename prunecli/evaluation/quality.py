@@ -1,6 +1,6 @@
-"""Quality against labels, and whether a difference in it is more than chance.
+"""Quality against labels, and tests of significance for a difference in it.
 
-`@metric` registers a figure; scikit-learn computes all that it has.
+`@metric` registers a metric. scikit-learn computes those that it has.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ MAX_CONFUSION = 200
 
 @dataclass(frozen=True)
 class Merit:
-    """`higher`: whether more is better. `fraction`: in [0, 1], shown in percent. `span`: the least and the most that it
-    can be."""
+    """`higher`: more is better. `fraction`: in [0, 1], shown in percent. `span`: least and largest possible value."""
 
     higher: bool
     fraction: bool
@@ -39,7 +38,7 @@ class Merit:
 
     @property
     def change(self) -> str:
-        """What the contract calls a loss of it: drop where more is better, else rise."""
+        """The contract's word for a loss: drop where more is better, else rise."""
         return "drop" if self.higher else "rise"
 
 
@@ -62,7 +61,7 @@ def metric(
     fraction: bool = True,
     span: tuple[float, float] = (0, 1),
 ) -> Callable[[Compute], Compute]:
-    """Register a figure of merit; it may return None where it has no meaning."""
+    """Register a metric; the function may return None where it has no meaning."""
 
     def add(compute: Compute) -> Compute:
         METRICS[name] = Metric(higher, fraction, span, compute=compute, regression=regression)
@@ -72,8 +71,8 @@ def metric(
 
 
 def compute_metrics(predictions: Predictions, average: Average = "weighted") -> dict[str, float]:
-    """Every registered figure that has a meaning for these predictions, by name. `average`: how precision,
-    recall and F1 of the classes become one number."""
+    """Return every registered metric that has a meaning for these predictions, by name. `average`: how precision,
+    recall and F1 of the classes are averaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes without predictions: their terms are 0, as documented
         values = {
@@ -91,7 +90,7 @@ def primary(reading: Reading) -> str:
 
 @metric("accuracy")
 def accuracy(p: Predictions, average: Average) -> float | None:
-    """Fraction of right predictions; of several labels per sample, of these."""
+    """Fraction of correct predictions; with several labels per sample, of all labels."""
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(p.truth, p.predicted))
@@ -99,7 +98,7 @@ def accuracy(p: Predictions, average: Average) -> float | None:
 
 @metric("balanced_accuracy")
 def balanced_accuracy(p: Predictions, average: Average) -> float | None:
-    """Mean over the true classes of the fraction found (recall)."""
+    """Mean recall over the classes that occur."""
     from sklearn.metrics import balanced_accuracy_score
 
     return float(balanced_accuracy_score(p.truth, p.predicted))
@@ -214,10 +213,9 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Significance:
-    """`p`: probability of a difference at least this large between equally good models. `difference`: model
-    minus baseline in goodness per sample (accuracy, minus the absolute error, or `metric` where more of it is better,
-    else minus it). `interval`: that holds the true difference in 95 of 100 cases, None where the test has none.
-    `detail`: the counts."""
+    """`p`: probability of a difference at least this large between equally good models. `difference`: model minus
+    baseline in goodness per sample (accuracy, or minus the absolute error, or plus or minus `metric`). `interval`: 95 %
+    confidence interval of the true difference, None where the test has none. `detail`: the counts."""
 
     test: str
     p: float

@@ -20,7 +20,7 @@ Scale = Literal["", "probabilities", "logits"]
 IGNORED = -100
 """A class label that says "do not count this one" (padding, unknown), as PyTorch's losses use it."""
 SIGNS = ("-1", "1")
-"""Two classes as margins write them."""
+"""The two classes of margin losses."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Reading:
 
 
 class UnansweredLabelsError(PruneError):
-    """Labels that no output of the model answers."""
+    """No output of the model fits the labels."""
 
 
 def choose_reading(
@@ -75,7 +75,7 @@ def choose_reading(
     output_name: str | None = None,
     classes: Classes | None = None,
 ) -> Reading:
-    """The first output that fits the labels.
+    """Return how to read the first output that fits the labels.
 
     Args:
         labels: all of them, (N,), (N, 1) or with more axes for a label per position.
@@ -139,8 +139,7 @@ def _fit(labels: Array, name: str, out: Array, task: Task | None) -> Reading | N
 
 
 def _answers(labels: Array, out: Array, text: bool) -> bool:
-    """Whether the classes that an output names are of the labels' kind; labels that are numbers may be written as
-    text."""
+    """Return whether the classes of an output are of the labels' kind. Numeric labels may be written as text."""
     if text == (labels.dtype.kind == "U"):
         return True
     if not text:
@@ -149,7 +148,7 @@ def _answers(labels: Array, out: Array, text: bool) -> bool:
 
 
 def _whole_numbers(labels: Array) -> bool:
-    """Whether labels are text that is whole numbers throughout."""
+    """Return whether labels are text and all of it whole numbers."""
     try:
         return labels.dtype.kind == "U" and bool(labels.size) and labels.astype(np.int64) is not None
     except (ValueError, OverflowError):
@@ -161,8 +160,8 @@ def _as_text(labels: Array) -> Array:
 
 
 def _names(labels: Array, classes: int) -> tuple[str, ...] | None:
-    """What classes 0, 1, ... are called: text in the order of words, numbers in the order of numbers, -1 and 1 as the
-    two of two classes. None where the labels are the class numbers."""
+    """Return the labels that classes 0, 1, ... stand for: text in alphabetical order, numbers in ascending order, -1
+    and 1 for two classes. None where the labels are the class numbers."""
     numeric = labels.dtype.kind != "U" or _whole_numbers(labels)
     if not numeric:
         return tuple(np.unique(labels).tolist())
@@ -218,7 +217,7 @@ def _check_range(labels: Array, reading: Reading) -> None:
 
 
 def _named(reading: Reading, classes: Classes) -> Reading:
-    """Add the names of classes; refuse data whose number of classes is not the model's."""
+    """Add the names of the classes; refuse data with another number of classes than the model."""
     if classes.complete and reading.kind in ("scores", "binary") and reading.classes != len(classes.names):
         raise PruneError(
             f"the data has {len(classes.names)} classes, {reading.output} has {reading.classes}",
@@ -228,7 +227,7 @@ def _named(reading: Reading, classes: Classes) -> Reading:
 
 
 def float_outputs(outputs: Mapping[str, Any]) -> Sequence[str]:
-    """Names of the outputs that are floating-point tensors and hold anything."""
+    """Return the names of non-empty floating-point outputs."""
     return [n for n, v in outputs.items() if isinstance(v, np.ndarray) and is_float(v.dtype) and v.size]
 
 
@@ -259,15 +258,15 @@ class Predictions:
 
     @property
     def judged(self) -> tuple[Array, Array]:
-        """Truth and predictions as scikit-learn takes them: of several labels per sample, rows that say for each label
-        whether it is there. A score that is no number counts as wrong."""
+        """Truth and predictions as scikit-learn takes them; with several labels per sample, one indicator per label.
+        NaN scores count as wrong."""
         if not self.reading.several:
             return self.truth, self.predicted
         predicted = np.where(self.predicted < 0, 1 - self.truth, self.predicted)
         return self.truth.reshape(-1, self.reading.several), predicted.reshape(-1, self.reading.several)
 
     def goodness(self) -> Array:
-        """Per sample that counts, higher is better: the fraction of right classes, or minus the mean absolute error."""
+        """Per counted sample, higher is better: the fraction of correct classes, or minus the mean absolute error."""
         if self.reading.regression:
             return np.asarray(-np.abs(self.truth - self.predicted).mean(axis=1))
         right = np.bincount(self.sample, weights=self.truth == self.predicted)
@@ -365,7 +364,7 @@ def _as_float(array: Array) -> Array:
 
 
 def _safe_log(prob: Array) -> Array:
-    """log of probabilities kept off 0 and 1 by the float64 resolution, as scikit-learn's log_loss does."""
+    """Return the log of probabilities, clipped by the float64 resolution as in scikit-learn's log_loss."""
     eps = np.finfo(np.float64).eps
     return np.asarray(np.log(np.clip(prob, eps, 1 - eps)))
 

@@ -1,4 +1,4 @@
-"""How an evaluation reads: as the contract's JSON, and as tables."""
+"""The contract's JSON of an evaluation, and its tables and charts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from prunecli.report.document import (
     Tone,
 )
 from prunecli.report.render_cells import cell_text, how_many
-from prunecli.report.sections import at_sizes, headline, told, warnings
+from prunecli.report.sections import at_sizes, detail_text, headline, warnings
 from prunecli.types import Json
 
 if TYPE_CHECKING:
@@ -119,18 +119,18 @@ def to_document(found: Evaluation) -> Document:
     sections += [*_per_class(found), *class_bars(found)]
     if found.stress is not None:
         sections += [_robustness(found.stress, found.baseline is not None), robustness_chart(found.stress)]
-    sections += [told(_sentence(note)) for note in _about_data(found)]
+    sections += [detail_text(_sentence(note)) for note in _about_data(found)]
     return Document(f"Evaluation of {title}", sections)
 
 
 SHOWN = 2
-"""Metrics in the table that every reader sees: the first ones, or those that were asked for."""
+"""Number of metrics in the first table: those asked for, else the first ones."""
 CLOSE = ("top1_agreement", "cosine", "snr_db")
 UNSEEN = ("nonzero",)
 
 
 def _headline(found: Evaluation) -> Text:
-    """Quality, or what stands for it without labels, and speed."""
+    """The quality, or the fidelity without labels, and the speed."""
     figures = list(found.model.metrics.items())[:1] or [(k, v) for k, v in _fidelity(found) if v is not None][:1]
     parts = [f"{title_of(name)} {number(value)}" for name, value in figures]
     if found.baseline is not None and figures and figures[0][0] in found.baseline.metrics:
@@ -152,7 +152,7 @@ def _fidelity(found: Evaluation) -> list[tuple[str, float | None]]:
 
 
 def _overview(found: Evaluation) -> Table:
-    """Quality, speed and size in one table; without labels, how close the outputs are stands for quality."""
+    """Quality, speed and size in one table; without labels, fidelity in place of quality."""
     rows, other = _quality_rows(found)[: len(found.asked) or SHOWN], "baseline" if found.baseline else "original"
     close = [(key, value) for key, value in _fidelity(found) if key in CLOSE and value is not None]
     empty: list[Cell] = [] if found.baseline is None else [None, None]
@@ -235,7 +235,7 @@ def _train_gap(found: Evaluation) -> Iterator[Section]:
     columns = [Column("of"), Column("metric"), *(Column(c, "number") for c in ("train", "test", "gap"))]
     note = f"{found.train_samples:,} training samples; gap: how much better the training data is answered"
     yield Table("Over-fitting", columns, rows, note=note)
-    yield told(_gap_words(found))
+    yield detail_text(_gap_words(found))
 
 
 def _gap_words(found: Evaluation) -> str:
@@ -285,7 +285,7 @@ def _size_rows(found: Evaluation) -> list[list[Cell]]:
 
 
 def _time_rows(found: Evaluation) -> Iterator[list[Cell]]:
-    """The time of a run, and how many times faster with its interval."""
+    """The time of a run, and the speedup with its interval."""
     if found.model.latency is None:
         return
     own: list[Cell] = ["latency", cell_text(found.model.latency.median, "ms")]
@@ -341,7 +341,7 @@ def quality_bars(found: Evaluation) -> Iterator[Section]:
 
 
 def latency_chart(found: Evaluation) -> Iterator[Section]:
-    """The share of runs that were as fast or faster, for each model: left is better, steep is steady."""
+    """For each model, the share of runs up to each time."""
     timed = [(s.role, np.sort(s.latency.times)) for s in reversed(found.models) if s.latency is not None]
     if not timed:
         return
@@ -445,12 +445,12 @@ def speed_ms(found: MeasuredSpeed | None) -> tuple[Json | None, Json | None]:
 
 
 def speed_delta(found: MeasuredSpeed | None) -> Json:
-    """The key `delta` of a command that measures speed, as `evaluate` has it; nothing where it was left out."""
+    """The key `delta` of a command that measures speed, as in `evaluate`; empty where it was not measured."""
     return {} if found is None else {"delta": {"latency": found.to_json()}}
 
 
 def speed_rows(found: MeasuredSpeed | None) -> list[tuple[Cell, ...]]:
-    """The row of `size_table`; `speed_sections` say how many times that is, and how sure."""
+    """The row of `size_table`; `speed_sections` has the speedup and its interval."""
     if found is None or found.pair is None or found.pair.gain.reason:
         return []
     pair, gain = found.pair, found.pair.gain
@@ -460,7 +460,8 @@ def speed_rows(found: MeasuredSpeed | None) -> list[tuple[Cell, ...]]:
 
 
 def speed_sections(found: MeasuredSpeed | None, other: str = "original") -> list[Section]:
-    """What was measured and how, and why it is not more. `other`: what the model is compared with."""
+    """What was measured and how, and why the speedup is below the reduction of work. `other`: a name for the
+    baseline."""
     if found is None:
         return []
     gain = None if found.pair is None else found.pair.gain

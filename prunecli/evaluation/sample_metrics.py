@@ -1,8 +1,8 @@
-"""Metrics of outputs of any kind: the user's own functions, and those that `@sample_metric` registers.
+"""Metrics of any kind of output: the user's own functions, and those that `@sample_metric` registers.
 
-A metric takes the samples batch by batch and keeps one entry for each; its figure is computed from the entries. So data
-stream through, samples can be drawn anew for an interval, and memory holds the entries only: a few numbers per sample
-for most, whole outputs for the user's functions, at most half of the machine's memory.
+A metric keeps one entry per sample, batch by batch; its value is computed from the entries. So data streams through,
+intervals can be computed by resampling, and memory holds the entries only: a few numbers per sample for most, whole
+outputs for the user's functions, at most half of the machine's memory.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Entry = Any
 Figure = float | Array
 """One number, or one per sample, of which the mean counts."""
 BLOCKS = 40
-"""Parts that are left out in turn where a metric is no mean over samples (Quenouille's jackknife)."""
+"""Number of blocks that are left out in turn for metrics that are no mean over samples (Quenouille's jackknife)."""
 LOWER = "lower:"
 
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """What is known of all labels, so that a batch is read as the others are. Of labels that are numbers `top`: the
-    largest; `zero`: whether there is a 0."""
+    """Facts about all labels, so that every batch is read alike. For numeric labels, `top`: the largest; `zero`:
+    whether 0 occurs."""
 
     top: float = math.nan
     zero: bool = False
@@ -55,8 +55,8 @@ class LabelFacts:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """One batch as a metric sees it: `outputs` and `inputs` by name, with one row per sample. `main`: the output that
-    counts. `known`: of the labels of all batches."""
+    """One batch for a metric: `outputs` and `inputs` by name, one row per sample. `main`: the output that counts.
+    `known`: facts about the labels of all batches."""
 
     outputs: Mapping[str, Any]
     main: str
@@ -78,11 +78,11 @@ class SampleMetric(Merit, ABC):
 
     @property
     def identity(self) -> str:
-        """What tells it from others of its name."""
+        """A text that differs for metrics of the same name."""
         return self.name
 
     def groups(self, labels: Array) -> Array | None:
-        """Return a number per sample, equal for those that only together make a figure; None where each one does."""
+        """Return a group number per sample where samples only make a value together; None where each one does."""
         return None
 
     @abstractmethod
@@ -95,7 +95,7 @@ class SampleMetric(Merit, ABC):
 
     @abstractmethod
     def figure(self, entries: Sequence[Entry]) -> Figure:
-        """Return the figure of samples by their entries."""
+        """Return the value of the metric for these entries."""
 
     def value(self, entries: Sequence[Entry]) -> float:
         return float(np.mean(self.figure(entries)))
@@ -103,9 +103,9 @@ class SampleMetric(Merit, ABC):
     def parts(
         self, entries: Sequence[Entry], labels: Array | None, progress: Progress = no_progress
     ) -> dict[str, Array]:
-        """Return what the figure and its noise follow from: "each", one number per sample; or "parts", the figure of
-        all samples, then without each of at most `BLOCKS` blocks of them, and "samples", how many there are. Samples
-        that only together make a figure, as their `labels` say, are in one block."""
+        """Return what the value and its noise are computed from: "each": one number per sample; or "parts": the value
+        of all samples, then without each of at most `BLOCKS` blocks, and "samples": their number. Samples of a group
+        are in one block."""
         whole = self.figure(entries)
         if isinstance(whole, np.ndarray):
             return {"each": whole.astype(np.float64)}
@@ -279,8 +279,8 @@ class UserMetric(SampleMetric):
 
 
 def _row(value: Any, i: int, count: int) -> Any:
-    """The part of an array, or of arrays by name, that is of sample `i`. Of a single sample it is the whole where it
-    has no row per sample, as boxes that were found."""
+    """Return the part of an array, or of arrays by name, that belongs to sample `i`. For a single sample it is the
+    whole array where there is no row per sample, as for detected boxes."""
     if isinstance(value, Mapping):
         return {name: _row(each, i, count) for name, each in value.items()}
     if not isinstance(value, np.ndarray):
@@ -306,7 +306,7 @@ FIGURES = frozenset(
     {*MEASURES, "params", "nonzero", "sparsity", "macs", "file_bytes", "gzip_bytes", "latency", "significance"}
     | {"robustness", "baseline"}
 )
-"""First parts of names of figures that are no metrics, which gates and reports know by these names."""
+"""First parts of the names of figures that are not metrics."""
 
 
 def find_metrics(texts: Sequence[str]) -> dict[str, Merit]:
@@ -350,7 +350,7 @@ def _find(text: str) -> tuple[str, Merit]:
 @dataclass
 class MetricCollector:
     """Takes a model's outputs batch by batch, and keeps the entries of each metric. `main`: the output that counts;
-    None: the first of floating-point numbers of the first batch, else the first. `known`: of all labels."""
+    None: the first floating-point output of the first batch, else the first. `known`: facts about all labels."""
 
     metrics: Mapping[str, SampleMetric]
     main: str | None = None

@@ -1,4 +1,4 @@
-"""The speed of a model beside its baseline, and why it is less than the work that was saved."""
+"""The speed of a model relative to its baseline, and why it is below the reduction of work."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from prunecli.runtime import Execution, PreparedRun, channel_block, quantise
 from prunecli.types import Json, Progress, no_progress
 
 REPORT_SECONDS = 2.0
-"""Of the measurement for a report; on a busy machine and for slow models three times as many."""
+"""Length of the measurement for a report; up to three times as long on a busy machine and for slow models."""
 PROFILE_SECONDS = 0.5
-"""Of the runs of each model that tell where its time goes."""
+"""Seconds of profiled runs per model."""
 SLOW_SECONDS = 0.5
-"""Of a run of both models, or of opening both: where they take longer, nobody waits to learn where the time goes."""
+"""Time of running, or of opening, both models above which no profile is taken."""
 NEAR = 0.95
-"""Of the work that was saved: a speed-up that reaches so much of it needs no reason."""
+"""Share of the saved work from which a speedup needs no explanation."""
 NAMED = 3
 UNTOLD = 0.1
-"""Of the time, in products that no node is known of: more, and nothing is said of where the time goes."""
+"""Largest share of the time in products of unknown nodes for which an explanation is given."""
 
 
 class TimedOptions(Protocol):
-    """What the options of a command say of timing. `stated_dims`: sizes of dynamic dimensions."""
+    """Options of a command about timing. `stated_dims`: sizes of dynamic dimensions."""
 
     @property
     def timed_execution(self) -> Execution: ...
@@ -52,9 +52,9 @@ class TimedOptions(Protocol):
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
-    """A model and its baseline, timed in turn on the same inputs. `pair`: None where they could not be, for a
-    `reason`. `shapes`: of the inputs. `why`: a sentence on where the time goes, where less of it was saved than of the
-    work. `int8`: both were quantised first."""
+    """A model and its baseline, timed in alternation on the same inputs. `pair`: None where they could not be timed,
+    for a `reason`. `shapes`: of the inputs. `why`: where the time goes, if the speedup is below the reduction of work.
+    `int8`: both models were quantised first."""
 
     pair: TimedPair | None
     shapes: Mapping[str, Sequence[int]]
@@ -83,8 +83,8 @@ class MeasuredSpeed:
 
 
 def first_batch(bench: OpenedModels, data: Dataset | None, dims: Dims, seed: int, size: int = 1) -> Batch:
-    """The inputs of a timed run: `size` samples, or as many as the model or a stated dimension fixes; of the data, or
-    random without."""
+    """Return the inputs of a timed run: `size` samples, or the number that the model or a stated dimension fixes; from
+    the data, or random."""
     if data is None:
         return next(bench.random_data(1, seed, dims, batch=size).batches(size))
     size = size if size > 1 else _stated_batch(bench, dims) or 1
@@ -101,7 +101,7 @@ def _stated_batch(bench: OpenedModels, dims: Dims) -> int | None:
 
 
 def prepare_runs(bench: OpenedModels, batch: Batch) -> dict[str, PreparedRun]:
-    """Every model on the batch, by role."""
+    """Return every model prepared to run on the batch, by role."""
     return {role: each.session.prepared(each.feed(batch.feed)) for role, each in bench.runners.items()}
 
 
@@ -129,14 +129,14 @@ def measure_speed(
 
 
 def _given(bench: OpenedModels, options: TimedOptions) -> Dataset | None:
-    """The data of the options; None where it is made up, which random inputs do as well for times."""
+    """The data of the options; None where it is synthetic, since times do not depend on the values."""
     if options.source is None or options.source.synthetic:
         return None
     return options.source.open(bench.specs, bench.first.outputs)
 
 
 CALIBRATED = 64
-"""Samples that ranges of activations are taken from."""
+"""Number of samples from which ranges of activations are taken."""
 
 
 def measure_int8(model: Path, baseline: Path, options: TimedOptions, progress: Progress = no_progress) -> MeasuredSpeed:
@@ -153,7 +153,7 @@ def measure_int8(model: Path, baseline: Path, options: TimedOptions, progress: P
 
 
 def int8_alone(model: Path, options: TimedOptions, folder: Path) -> Path:
-    """A model quantised by onnxruntime on samples of the data, in a folder.
+    """Return a model quantised by onnxruntime on samples of the data, written to a folder.
 
     Raises:
         PruneError: the tool does not take it.
@@ -164,7 +164,7 @@ def int8_alone(model: Path, options: TimedOptions, folder: Path) -> Path:
 
 
 def _calibration(bench: OpenedModels, options: TimedOptions) -> list[Mapping[str, Any]]:
-    """Inputs of some runs: samples of the data, or random."""
+    """Return the inputs of some runs: samples of the data, or random."""
     given = _given(bench, options)
     data = bench.random_data(CALIBRATED, options.seed, options.stated_dims) if given is None else given.take(CALIBRATED)
     return [batch.feed for batch in data.batches(data.fixed_batch or 1)]
@@ -175,8 +175,8 @@ def _calibration(bench: OpenedModels, options: TimedOptions) -> list[Mapping[str
 
 @dataclass(frozen=True)
 class _TimeByNode:
-    """Milliseconds of a run by node, its operators, and the shapes of the weights of each node. `unplaced`: of what
-    belongs to no node, by operator."""
+    """Milliseconds of a run by node, its operators, and the shapes of the weights of each node. `unplaced`: by
+    operator, those that belong to no node."""
 
     times: Mapping[str, float]
     ops: Mapping[str, str]
@@ -185,7 +185,7 @@ class _TimeByNode:
 
     @property
     def lost(self) -> float:
-        """The share of the time of products whose node is not known, since it has no name: they may have weights."""
+        """The share of the time in products whose node is unknown, because it has no name: they may have weights."""
         mine = sum(ms for op, ms in self.unplaced.items() if multiplies(op.removeprefix("Fused")))
         return mine / (sum(self.times.values()) or 1.0)
 
@@ -209,8 +209,8 @@ class _TimeByNode:
 
 
 def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execution: Execution) -> str:
-    """A sentence on where the time of the model goes; empty where as much was saved as of the work, or where the models
-    cannot be compared operator by operator."""
+    """Return a sentence on where the time of the model goes; empty where the speedup matches the reduction of work, or
+    where the models cannot be compared operator by operator."""
     if pair.gain.reason or bench.runners[BASELINE].renamed:
         return ""
     shapes = {name: tuple(np.shape(value)) for name, value in feed.items()}
@@ -229,8 +229,8 @@ def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execu
 
 
 def _cause(before: _TimeByNode, after: _TimeByNode, saved: float) -> str:
-    """What holds most of the time that should have gone with the work: operators without weights, layers that were not
-    cut, or those that were. Empty where that cannot be told."""
+    """Return which operators hold most of the time that should have gone: those without weights, uncut layers, or cut
+    layers. Empty where that is unknown."""
     if max(before.lost, after.lost) > UNTOLD:
         return ""
     parts: dict[str, list[str]] = {"without": [], "whole": [], "cut": []}
@@ -256,7 +256,7 @@ def _cause(before: _TimeByNode, after: _TimeByNode, saved: float) -> str:
 
 
 def _most(kernels: Sequence[Kernel]) -> str:
-    """The operators that take most of a run, and their parts of it."""
+    """Return the operators that take most of a run, and their shares of it."""
     ops = Counter[str]()
     for kernel in kernels:
         ops[kernel.op] += round(1e6 * kernel.ms)
@@ -269,7 +269,8 @@ def _sum(found: _TimeByNode, names: Sequence[str]) -> float:
 
 
 def _narrowed(before: _TimeByNode, after: _TimeByNode, names: Sequence[str]) -> set[int]:
-    """Channels of convolutions that are fewer than before. Those in integers know no blocks of channels."""
+    """Return the convolutions with fewer channels than before. Convolutions of integers have no channel blocks and are
+    left out."""
     return {
         new
         for name in names

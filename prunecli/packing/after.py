@@ -54,7 +54,7 @@ def packed_after(
     return made, Small(None, output, (f"not packed, it is stored as it is: {why}",))
 
 
-def told(done: Pruned, small: Small, dry_run: bool) -> Pruned:
+def with_packed(done: Pruned, small: Small, dry_run: bool) -> Pruned:
     """The result of a command that prunes, of the file that it became."""
     found: Any = done
     after = found.after if small.packed is None else replace(small.packed.after, macs=found.after.macs)

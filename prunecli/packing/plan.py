@@ -164,15 +164,15 @@ def _item(
         shape = row.shape if source is None else source.shape
         return Item(holder, tensor, replace(row, shape=shape, nonzero=nonzero, reason=reason), fill=fill)
     array = np.ascontiguousarray(tensor.numpy())
-    subject = EncodedTensor(array, tensor.dtype, inlined, fill=fill)
-    nonzero = int(np.count_nonzero(shifted(subject)))
-    row = replace(row, nonzero=nonzero, negative_zeros=int(np.count_nonzero(words(shifted(subject)))) - nonzero)
+    encodable = EncodedTensor(array, tensor.dtype, inlined, fill=fill)
+    nonzero = int(np.count_nonzero(shifted(encodable)))
+    row = replace(row, nonzero=nonzero, negative_zeros=int(np.count_nonzero(words(shifted(encodable)))) - nonzero)
     encoded = None
     packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if options.coo else size
     if not options.coo:
         small = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8
         shares = small and options.values == "exact" and not inlined and isinstance(fill, int)
-        encoded = fit(replace(subject, shares=shares), options.values)
+        encoded = fit(replace(encodable, shares=shares), options.values)
         packed = encoded.nbytes if encoded is not None else size
     # of what streams depend on: equal bytes of another type or shape, or with other zeros, are stored otherwise
     digest = content_digest({"array": array, "fill": np.asarray(fill)}, tensor.dtype.name)
@@ -316,7 +316,7 @@ def _together(items: Sequence[Item]) -> Iterator[_Unit]:
             continue
         first = mine[0][0]
         source = ChainSource(first.row.encoding, tuple(same[0].tensor for same in mine), first.digest)
-        subject = EncodedTensor(source.array(), first.tensor.dtype, shares=True, fill=first.fill)
-        encoded = choose(subject, (first.row.encoding,))
+        encodable = EncodedTensor(source.array(), first.tensor.dtype, shares=True, fill=first.fill)
+        encoded = choose(encodable, (first.row.encoding,))
         assert encoded is not None  # each of them is smaller
         yield _Unit(encoded.chain, source, tuple(mine))

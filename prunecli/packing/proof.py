@@ -148,7 +148,7 @@ class PackProof:
         if exact:
             self.verification = proof.verification(f"{_RAN}; {_STORED}")
         else:
-            self._judge(collector, proof.runs)
+            self._check_fidelity(collector, proof.runs)
 
     def _cases(self, original: Session, ran: Sequence[InputShapes]) -> Iterator[Case]:
         """Sizes until the model runs; then more random inputs of those. `ran`: shapes that it has run on by then."""
@@ -156,8 +156,8 @@ class PackProof:
         yield from spare_cases(original, sizes_to_try(self.model, usual, self.options.dims))
         yield from (random_case(original, ran[0], seed) for seed in range(1, SEEDS) if ran)
 
-    def _judge(self, collector: FidelityCollector, runs: int) -> None:
-        """Tell how far lossy values move the outputs.
+    def _check_fidelity(self, collector: FidelityCollector, runs: int) -> None:
+        """Measure how far lossy values move the outputs.
 
         Raises:
             GateFailed: further than `max_error` allows.

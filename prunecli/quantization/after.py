@@ -93,7 +93,7 @@ def slow(gains: Mapping[str, Speedup], advice: str) -> list[str]:
             f" narrow layers save no time in integers{advice}"]  # fmt: skip
 
 
-def told_quantized(done: Pruned, found: QuantizeResult) -> Pruned:
+def with_quantized(done: Pruned, found: QuantizeResult) -> Pruned:
     """The result of a command that prunes, of the file that it became."""
     made: Any = done
     proof = replace(
@@ -105,7 +105,7 @@ def told_quantized(done: Pruned, found: QuantizeResult) -> Pruned:
     return cast("Pruned", replace(made, **told))
 
 
-def told_packed(found: QuantizeResult | None, size: int) -> QuantizeResult | None:
+def with_packed_size(found: QuantizeResult | None, size: int) -> QuantizeResult | None:
     """The same, of a file that was packed then and takes `size` bytes."""
     if found is None or "both" not in found.stages:
         return found

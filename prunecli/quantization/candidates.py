@@ -1,4 +1,4 @@
-"""Quantised graphs of one model, and how far each is from it: how they are built, judged, and made small."""
+"""Quantised graphs of one model: how they are built, compared with the model, and made small."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHARED = 1024
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantised graph. `error`: of its outputs on the samples that judge; `fidelity` on the same."""
+    """A quantised graph. `error` and `fidelity`: of its outputs on the held-out samples."""
 
     name: str
     graph: IntegerGraph
@@ -43,10 +43,10 @@ class Candidate:
 
 
 @dataclass
-class Judge:
-    """Runs candidates on the samples that judge, beside the float model.
+class CandidateEvaluator:
+    """Runs candidates and compares them with the float model on the held-out samples.
 
-    The error is `mean_error` of the outputs in floating point. Where there are none it is the share of elements of the
+    The error is the `mean_error` of the floating-point outputs. Without such outputs it is the share of elements of the
     others, such as labels, that differ.
     """
 
@@ -87,14 +87,14 @@ class Judge:
         """Whether elements that differ are counted."""
         return all(self.wanted[0][name].dtype.kind != "f" for name in self.names)
 
-    def told(self, error: float) -> str:
+    def words(self, error: float) -> str:
         """An error in words."""
         if self.counts:
             return f"{error:.2%} of the outputs, which are no floating-point numbers, are other than before"
         return f"the outputs differ from those in floating point by {error:.2g} of their variance"
 
     @classmethod
-    def of(cls, path: Path, feeds: Sequence[Feed], start: Opener) -> Judge:
+    def of(cls, path: Path, feeds: Sequence[Feed], start: Opener) -> CandidateEvaluator:
         """Raises PruneError: no output is a tensor."""
         session = start(path)
         found = cls(feeds, start, [session.run(feed) for feed in feeds], heads=heads_of(load(path).ir.graph))

@@ -13,13 +13,15 @@ import numpy as np
 from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.model import load
-from prunecli.quantization.candidates import Judge
+from prunecli.quantization.candidates import CandidateEvaluator
 from prunecli.quantization.stored import Form, IntegerGraph, content
 from prunecli.report.render_cells import how_many
 from prunecli.types import Verification
 
 
-def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: Judge, held: bool) -> Verification:
+def check_stored(
+    staged: Path, decided: Mapping[str, Array], form: Form, evaluator: CandidateEvaluator, held: bool
+) -> Verification:
     """Read the file anew and run it. `held`: nothing was fitted to the samples of the judge.
 
     Raises:
@@ -33,10 +35,10 @@ def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: 
         if got is None or not np.array_equal(got, wanted):
             raise PruneError(f"internal: the weight {name} is not stored as it was decided",
                              "nothing was written; please report this")  # fmt: skip
-    error, fidelity = judge.measured(staged)
+    error, fidelity = evaluator.measured(staged)
     worst = fidelity.worst() if fidelity is not None else {}
     count = 0 if fidelity is None else fidelity.samples
     samples = "samples that nothing was fitted to" if held else "the samples that were fitted to"
     tensors = how_many(len(decided), "stored tensor")
-    detail = f"of {tensors} the decided values are read back, bit for bit; on {samples} {judge.told(error)}"
+    detail = f"of {tensors} the decided values are read back, bit for bit; on {samples} {evaluator.words(error)}"
     return Verification("approximate", worst.get("max_abs"), worst.get("max_rel"), samples=count, detail=detail)

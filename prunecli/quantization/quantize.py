@@ -25,7 +25,7 @@ from prunecli.model.floating import is_quantised
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.options.sizes import at_data
-from prunecli.quantization.candidates import TOOL, Candidate, GraphBuilder, Judge, made_small
+from prunecli.quantization.candidates import TOOL, Candidate, CandidateEvaluator, GraphBuilder, made_small
 from prunecli.quantization.fitting import FITTED, NEAREST, QuantisedLayer, fit_graph, round_graph
 from prunecli.quantization.options import QuantizeOptions, named_path
 from prunecli.quantization.preparing import prepared
@@ -70,13 +70,13 @@ def quantize(
         candidates, layers, left = work.candidates(progress)
         best = min(reversed(candidates), key=lambda one: one.error)  # of equal ones the fitted
         return replace(
-            _saved(work, best, candidates, layers=_told(layers, best), target=target),
+            _saved(work, best, candidates, layers=_with_result(layers, best), target=target),
             left=left,
             seconds=time.perf_counter() - start,
         )
 
 
-def _told(layers: Sequence[QuantisedLayer], best: Candidate) -> list[QuantisedLayer]:
+def _with_result(layers: Sequence[QuantisedLayer], best: Candidate) -> list[QuantisedLayer]:
     """What became of the layers in the candidate that is written, which may not be the fitted one."""
     return [layer if best.name == FITTED else replace(layer, method=best.name, errors={}) for layer in layers]
 
@@ -92,7 +92,7 @@ class Quantisation:
     builder: GraphBuilder
     batches: CalibrationBatches
     data: Dataset
-    judge: Judge
+    evaluator: CandidateEvaluator
     exclude: Sequence[str]
     feeds: Sequence[Mapping[str, Array]]
     test: Dataset | None
@@ -117,12 +117,12 @@ class Quantisation:
         batches, held, feeds = _divided(data, options, start)
         place, notes = prepared(file, options.form, folder)
         builder = GraphBuilder.of(place, options.form, options.weights, activations=options.activation_type)
-        judge = Judge.of(plain_path(file), held, start)
+        evaluator = CandidateEvaluator.of(plain_path(file), held, start)
         unfit = [] if builder.weights_alone else _unfit(builder.model, options.form)
         nodes = [use.node.name or "" for weight in unfit for use in weight.uses]
         exclude = list(dict.fromkeys([*_excluded(builder.model, options), *nodes]))
         left = [Skipped(weight.name, UNFIT) for weight in unfit]
-        return cls(file=file, options=options, builder=builder, batches=batches, data=data, judge=judge,
+        return cls(file=file, options=options, builder=builder, batches=batches, data=data, evaluator=evaluator,
                    exclude=exclude, feeds=feeds, test=test, notes=notes, unfit=left)  # fmt: skip
 
     def candidates(self, progress: Progress) -> tuple[list[Candidate], list[QuantisedLayer], list[Skipped]]:
@@ -133,16 +133,16 @@ class Quantisation:
             why = "".join(f": {one.name}: {one.reason}" for one in self.unfit[:1])
             raise PruneError(f"nothing in {self.file.path} can be quantised as {self.options.form}{why}",
                              "`prune inspect` lists its weights; --format chooses another form")  # fmt: skip
-        found = [] if self.builder.weights_alone else [self.judge(TOOL, tool)]
-        rounded = [self.judge(NEAREST, self._rounded(one, self.exclude)) for one in ranges]
+        found = [] if self.builder.weights_alone else [self.evaluator(TOOL, tool)]
+        rounded = [self.evaluator(NEAREST, self._rounded(one, self.exclude)) for one in ranges]
         best = min(rounded, key=lambda one: one.error)
         chosen = ranges[rounded.index(best)]
         exclude = [*self.exclude, *self._hurting(chosen, best.error, progress)]
         if len(exclude) > len(self.exclude):
-            best = self.judge(NEAREST, self._rounded(chosen, exclude))
+            best = self.evaluator(NEAREST, self._rounded(chosen, exclude))
         graph = self.builder.built(chosen, exclude)
         layers, left = fit_graph(self.builder.model.ir, graph, self.batches, progress=progress)
-        return [*found, best, self.judge(FITTED, graph)], layers, [*self.unfit, *left]
+        return [*found, best, self.evaluator(FITTED, graph)], layers, [*self.unfit, *left]
 
     def _rounded(self, ranges: Mapping[str, Range], exclude: Sequence[str]) -> IntegerGraph:
         graph = self.builder.built(ranges, exclude)
@@ -165,7 +165,7 @@ class Quantisation:
         gains: list[tuple[float, Weight]] = []
         for weight in progress([w for w in weights if w.size <= budget], "measuring layers"):
             names = [use.node.name or "" for use in weight.uses]
-            alone = self.judge(weight.name, self._rounded(ranges, [*self.exclude, *names]))
+            alone = self.evaluator(weight.name, self._rounded(ranges, [*self.exclude, *names]))
             gains.append(((error - alone.error) / weight.size, weight))
         chosen: list[str] = []
         for gain, weight in sorted(gains, key=lambda pair: -pair[0]):
@@ -199,9 +199,9 @@ def _divided(
     of few samples all do both."""
     order = np.random.default_rng(options.seed).permutation(len(data))
     held = len(order) // HELD if len(order) >= FEWEST else 0
-    fit, judge = data.select(np.sort(order[held:])), data.select(np.sort(order[:held]))
+    fit, held_out = data.select(np.sort(order[held:])), data.select(np.sort(order[:held]))
     batches = [batch.feed for batch in fit.batches(options.batch_size)]
-    judging = [batch.feed for batch in judge.batches(options.batch_size)] if held else batches
+    judging = [batch.feed for batch in held_out.batches(options.batch_size)] if held else batches
     feeds = [batch.feed for batch in fit.batches(RUNS)]
     return CalibrationBatches([*batches, *(judging if held else [])], len(batches), start), judging, feeds
 
@@ -282,7 +282,7 @@ class QuantisedInspector:
         form = self.work.options.form
         if self.work.options.verify:
             self.verification = check_stored(
-                staged, self.decided, form, judge=self.work.judge, held=self.work.batches.held
+                staged, self.decided, form, evaluator=self.work.evaluator, held=self.work.batches.held
             )
         file = load(staged)
         self.after = totals(file, concrete_shapes(file, self.work.options.dims))
@@ -306,9 +306,9 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
             f"of fewer than {FEWEST} samples all fit and judge: more would tell what the rounding really costs"
         )
     if best.error > RUINED:
-        notes.append(f"on held-out samples {work.judge.told(best.error)}: integers do not suit this model as it is; try"
-                     " --keep-float 5%, or another --format")  # fmt: skip
-    if work.judge.counts:
+        notes.append(f"on held-out samples {work.evaluator.words(best.error)}: integers do not suit this model as it"
+                     " is; try --keep-float 5%, or another --format")  # fmt: skip
+    if work.evaluator.counts:
         notes.append("no output is in floating point: candidates are judged by the elements that change, which tells"
                      " little of few samples")  # fmt: skip
     gain = None if speed is None or speed.pair is None else speed.pair.gain

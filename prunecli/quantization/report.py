@@ -13,7 +13,16 @@ from prunecli.evaluation.report import fidelity_json, fidelity_table, speed_delt
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Cell, Column, Document, Level, Section, Table, Text
 from prunecli.report.render_cells import cell_text, how_many
-from prunecli.report.sections import headline, proof_text, shape_text, size_bars, size_table, told, warnings, written
+from prunecli.report.sections import (
+    detail_text,
+    headline,
+    proof_text,
+    shape_text,
+    size_bars,
+    size_table,
+    warnings,
+    written,
+)
 from prunecli.types import Json, LayerRow
 
 if TYPE_CHECKING:
@@ -120,7 +129,7 @@ def to_document(found: QuantizeResult) -> Document:
     sections: list[Section] = [_headline(found), _sizes(found), _errors(found), proof_text(found.verification)]
     sections += speed_sections(found.speed, "float model")
     sections += warnings([*grown(found.before, found.after), *found.notes])
-    sections += [told(f"fitted on {how_many(found.recipe['samples'], 'sample')} of {found.recipe['data']}")]
+    sections += [detail_text(f"fitted on {how_many(found.recipe['samples'], 'sample')} of {found.recipe['data']}")]
     if found.fidelity is not None:
         sections.append(fidelity_table(found.fidelity))
     sections += [size_bars(found.before, found.after), _layers(found), *_left(found), *written(found)]

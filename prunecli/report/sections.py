@@ -78,8 +78,8 @@ def headline(text: str, tone: Tone = "plain") -> Text:
     return Text(text, tone, Level.HEADLINE)
 
 
-def told(text: str) -> Text:
-    """A sentence for whoever asks for details."""
+def detail_text(text: str) -> Text:
+    """Return a sentence that is shown with the details."""
     return Text(text, level=Level.DETAIL)
 
 

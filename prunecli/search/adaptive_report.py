@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from prunecli.evaluation.report import number
 from prunecli.report.contract import envelope
 from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
-from prunecli.report.sections import headline, subordinate, told
+from prunecli.report.sections import detail_text, headline, subordinate
 from prunecli.search.models import FrontModel
 from prunecli.search.strategy import STAGES
 from prunecli.types import Json
@@ -90,7 +90,7 @@ def to_document(found: AdaptiveResult) -> Document:
         sections += [path_chart(found, goal_name(found)), _path(found), _front(found)]
     if found.reused:
         sections.append(
-            told(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
+            detail_text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
         )
     if not found.options.recovers and not found.options.trains:
         sections.append(

@@ -18,7 +18,7 @@ from prunecli.data import Batch, Classes
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES, LogitMoments, Mixture, are_scores, cosines, mixture_of, same_place
-from prunecli.evaluation.passes import Asked
+from prunecli.evaluation.passes import ReadingOptions
 from prunecli.evaluation.quality import METRICS, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, choose_reading, float_outputs
 from prunecli.evaluation.sample_metrics import BLOCKS, LabelFacts, MetricCollector, SampleMetric, find_metrics
@@ -170,8 +170,8 @@ class TrialMetric:
 
 
 def choose_metric(
-    wanted: str | None, asked: Asked, labels: Array | None, batches: Sequence[Batch], reference: Sequence[Outputs],
-    classes: Classes | None = None, heads: Mapping[str, bool] | None = None,
+    wanted: str | None, asked: ReadingOptions, labels: Array | None, batches: Sequence[Batch],
+    reference: Sequence[Outputs], classes: Classes | None = None, heads: Mapping[str, bool] | None = None,
 ) -> TrialMetric:  # fmt: skip
     """The metric for a metric of `prune evaluate`; None: accuracy or r2 with labels, else top-1 agreement where
     outputs are class scores, else cosine. `labels`: all that there are, also of samples that are not in `batches`: what

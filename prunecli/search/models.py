@@ -17,7 +17,7 @@ from typing import Any
 from prunecli.data.dataset import hold_out
 from prunecli.files import copy
 from prunecli.options.training import FinetuneOptions
-from prunecli.packing.after import pack_options, packed_after, told
+from prunecli.packing.after import pack_options, packed_after, with_packed
 from prunecli.runtime import Session
 from prunecli.search.options import AdaptiveOptions, PrunedFile
 from prunecli.search.pruner import Allocation, Result, digest
@@ -149,7 +149,7 @@ class StepModels:
             lambda place: self._written(step, place, said, dry_run=False),
             progress=self.progress,
         )
-        return told(done, small, o.dry_run)
+        return with_packed(done, small, o.dry_run)
 
     def _written(self, step: SearchStep, target: Path, said: Json, dry_run: bool) -> Result:
         if step.number in self.trained:

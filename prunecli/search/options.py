@@ -34,7 +34,7 @@ from prunecli.zeros.options import OtherKinds, Patterned
 
 if TYPE_CHECKING:
     from prunecli.data.options import DataOptions
-    from prunecli.evaluation.passes import Asked
+    from prunecli.evaluation.passes import ReadingOptions
 
 ELEMENT = "element"
 GOAL = "Goal"
@@ -93,10 +93,10 @@ class TrialOptions(
         return self.recovery != "none"
 
     @property
-    def asked(self) -> Asked:
-        from prunecli.evaluation.passes import Asked
+    def asked(self) -> ReadingOptions:
+        from prunecli.evaluation.passes import ReadingOptions
 
-        return Asked(output_name=self.output_name)
+        return ReadingOptions(output_name=self.output_name)
 
     @property
     def needs_data(self) -> bool:

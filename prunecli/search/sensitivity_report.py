@@ -21,7 +21,7 @@ from prunecli.report.document import (
     Text,
 )
 from prunecli.report.render_cells import how_many
-from prunecli.report.sections import headline, told
+from prunecli.report.sections import detail_text, headline
 from prunecli.search.metric import SURE
 from prunecli.types import Json
 
@@ -79,7 +79,7 @@ def to_document(found: SensitivityResult) -> Document:
     sections += [Text(note, "warning") for note in found.notes]
     if found.reused:
         sections.append(
-            told(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
+            detail_text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
         )
     return Document(f"{found.model.path}: sensitivity", sections)
 

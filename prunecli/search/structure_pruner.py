@@ -34,7 +34,7 @@ from prunecli.structures.choose import Costing, UnitRecipe, decide_units, group_
 from prunecli.structures.decide import nothing_to_cut
 from prunecli.structures.decision import Decided
 from prunecli.structures.gradual import expand
-from prunecli.structures.latency import LatencyBench as Timing
+from prunecli.structures.latency import CutTimer as Timing
 from prunecli.structures.latency import layer_table, timed_widths
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import AnalysedAs, Cuttable, choose_groups, open_cuttable

@@ -38,7 +38,7 @@ def shrunk_after(
     return made, found, None if found.dry_run else FileRef(str(target), file_sha256(target))
 
 
-def told_shrunk(done: Pruned, found: ShrinkResult, output: FileRef | None) -> Pruned:
+def with_shrunk(done: Pruned, found: ShrinkResult, output: FileRef | None) -> Pruned:
     """The result of a command that prunes, of the file that it became."""
     made: Any = done
     told: dict[str, Any] = {"output": output, "shrunk": found, "dry_run": found.dry_run}

@@ -33,7 +33,7 @@ _FOREIGN = ("criterion", "normalize", "scope", "round_to", "target", "steps")
 
 
 def choose_blocks(
-    subject: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, str], recipe: Json,
+    cuttable: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, str], recipe: Json,
     progress: Progress,
 ) -> Decided:  # fmt: skip
     """Measure the blocks and choose.
@@ -44,10 +44,10 @@ def choose_blocks(
     budget = options.budget
     assert budget is not None
     check_block_options(options)
-    damage, notes = block_damage(subject, options)
-    macs = {work.node: work.macs for work in subject.units.analysis.work}
-    costs = BlockCosts(subject.work, subject.units.blocks, {"macs": macs})
-    target = subject.fraction(budget, 0 if budget.kind == "ratio" else costs.whole(budget.kind))
+    damage, notes = block_damage(cuttable, options)
+    macs = {work.node: work.macs for work in cuttable.units.analysis.work}
+    costs = BlockCosts(cuttable.work, cuttable.units.blocks, {"macs": macs})
+    target = cuttable.fraction(budget, 0 if budget.kind == "ratio" else costs.whole(budget.kind))
     wanted = UnitRecipe(Budget(budget.kind, target), options)
     found = decide_blocks(costs, damage, wanted, allowed=allowed, progress=progress)
     if not found.removed.any():
@@ -67,20 +67,20 @@ def check_block_options(options: CutOptions) -> None:
             )
 
 
-def block_damage(subject: Cuttable, options: CutOptions) -> tuple[Damage, list[str]]:
+def block_damage(cuttable: Cuttable, options: CutOptions) -> tuple[Damage, list[str]]:
     """How blocks are measured, and what is to be said of it."""
     start = options.execution.open
-    session = start(gated(subject.work, subject.units.blocks, subject.units.analysis.facts))
+    session = start(gated(cuttable.work, cuttable.units.blocks, cuttable.units.analysis.facts))
     if options.source is None:
         seeds = range(options.seed, options.seed + RANDOM_BATCHES)
-        plain = start(subject.file.path)
-        feeds = [plain.random_inputs(seed=seed, shapes=subject.inputs) for seed in seeds]
+        plain = start(cuttable.file.path)
+        feeds = [plain.random_inputs(seed=seed, shapes=cuttable.inputs) for seed in seeds]
         said = "the blocks were measured on random inputs, which tell less than real ones: give --data"
-        return Damage(session, feeds, len(subject.units.blocks)), [said]
-    data = subject.samples(options)
+        return Damage(session, feeds, len(cuttable.units.blocks)), [said]
+    data = cuttable.samples(options)
     samples = data.shuffled(options.seed).take(SAMPLES) if len(data) > SAMPLES else data
     feeds = [batch.feed for batch in samples.batches(options.batch_size)]
-    return Damage(session, feeds, len(subject.units.blocks)), [f"the blocks were measured on {len(samples)} samples"]
+    return Damage(session, feeds, len(cuttable.units.blocks)), [f"the blocks were measured on {len(samples)} samples"]
 
 
 # -- which blocks go --------------------------------------------------------------------------------
@@ -294,10 +294,10 @@ def _insert(model: ir.Model, value: ir.Value, gate: ir.Value, other: ir.TensorPr
         node.replace_input_with(index, steps[-1].outputs[0])
 
 
-def refitted_damage(subject: Cuttable, fit: Feeds, held: Feeds, start: Callable[..., Session]) -> Damage:
+def refitted_damage(cuttable: Cuttable, fit: Feeds, held: Feeds, start: Callable[..., Session]) -> Damage:
     """What the outputs miss of their spread without blocks, on held samples, as other units are measured
     (`damage.py`): a dropped branch yields its means, which whatever reads the sum makes up for when it is refitted."""
-    work, blocks, facts = subject.work, subject.units.blocks, subject.units.analysis.facts
+    work, blocks, facts = cuttable.work, cuttable.units.blocks, cuttable.units.analysis.facts
     gates = gated(work, blocks, facts, instead=_means(work, blocks, fit, start=start))
     names, made = looked_at(gates.graph.outputs), {v.name: v for node in gates.graph for v in node.outputs}
     gates.graph.outputs[:] = [made[name] for name in names]

@@ -23,33 +23,33 @@ from prunecli.structures.prunable import Cuttable
 from prunecli.types import Progress
 
 
-def measure(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure | None:
+def measure(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure | None:
     """What the criterion needs to know of the data; None where the weights suffice."""
     criterion = of_structures().get(resolve_criterion(options.criterion, options.source is not None))
     if criterion is None or criterion.evidence is None or (criterion.evidence.on_data and options.source is None):
         return None
-    return _MEASURES[criterion.evidence.name](subject, options, progress)
+    return _MEASURES[criterion.evidence.name](cuttable, options, progress)
 
 
-def _moments(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
-    found = Measurements(moments=_input_moments(subject, options, progress))
+def _moments(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+    found = Measurements(moments=_input_moments(cuttable, options, progress))
     return lambda _: found
 
 
-def _importance(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+def _importance(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
     """With data, edges count the activations, and units are preferred by the norms of theirs."""
-    moments = {} if options.source is None else _input_moments(subject, options, progress)
-    graph = graph_of(subject.units, moments)
-    rank = graph.importance(options.damping, _norms(subject, moments) if moments else None)
-    found = Measurements(importance={group.name: rank[group.units] for group in subject.units.groups})
+    moments = {} if options.source is None else _input_moments(cuttable, options, progress)
+    graph = graph_of(cuttable.units, moments)
+    rank = graph.importance(options.damping, _norms(cuttable, moments) if moments else None)
+    found = Measurements(importance={group.name: rank[group.units] for group in cuttable.units.groups})
     return lambda _: found
 
 
-def _norms(subject: Cuttable, moments: Mapping[str, Array]) -> Array:
+def _norms(cuttable: Cuttable, moments: Mapping[str, Array]) -> Array:
     """Of every unit: the root of the mean E[x^2] over all that read it."""
-    sums, counts = np.zeros(subject.units.count), np.zeros(subject.units.count)
-    slices = WeightSlices(subject.units)
-    for group in subject.units.groups:
+    sums, counts = np.zeros(cuttable.units.count), np.zeros(cuttable.units.count)
+    slices = WeightSlices(cuttable.units)
+    for group in cuttable.units.groups:
         for piece in slices.of(group):
             if piece.role == "in" and piece.name in moments:
                 sums[group.units] += moments[piece.name][piece.index].mean(axis=1)
@@ -57,19 +57,19 @@ def _norms(subject: Cuttable, moments: Mapping[str, Array]) -> Array:
     return np.sqrt(sums / np.maximum(counts, 1))
 
 
-def _input_moments(subject: Cuttable, options: CutOptions, progress: Progress) -> dict[str, Array]:
-    data = subject.samples(options, progress)
+def _input_moments(cuttable: Cuttable, options: CutOptions, progress: Progress) -> dict[str, Array]:
+    data = cuttable.samples(options, progress)
     batches, count = data.batches(options.batch_size), data.batch_count(options.batch_size)
     feeds = (batch.feed for batch in progress(batches, "measuring activations", count))
-    ranks = {name: len(shape) for name, shape in subject.shapes.items()}
-    return second_moments(subject.work, ranks, feeds, open_session=options.execution.open)
+    ranks = {name: len(shape) for name, shape in cuttable.shapes.items()}
+    return second_moments(cuttable.work, ranks, feeds, open_session=options.execution.open)
 
 
-def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+def _gates(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
     """Of every weight that a group touches, with what is gone at zero."""
-    file = replace(subject.file, ir=subject.work)
+    file = replace(cuttable.file, ir=cuttable.work)
     floats = {w.name for w in find_weights(file).all() if w.kind in ("weight", "bias")}
-    names = sorted({name for group in subject.units.groups for name, _ in group.weights} & floats)
+    names = sorted({name for group in cuttable.units.groups for name, _ in group.weights} & floats)
     wanted = GradientSamples(options.source, seed=options.seed, dims=options.dims, execution=options.execution)
     gradients, data = open_gradients(file, names, wanted, progress=progress)
     given = dict(gradients.values)
@@ -91,37 +91,37 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
     return array
 
 
-def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
     """On a quarter of the samples, at most MOST_HELD, after fitting on the others; of many groups together on some of
     these, with the fit that follows the cut."""
     from prunecli.structures.blocks import refitted_damage
     from prunecli.structures.damage import DamageSource, curves
     from prunecli.structures.recovery import calibration, joint_damage, recovery_method
 
-    data, _ = calibration(subject, subject.samples(options, progress), options, share=HELD_SHARE, most=MOST_HELD)
+    data, _ = calibration(cuttable, cuttable.samples(options, progress), options, share=HELD_SHARE, most=MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
-    groups = [group for group in subject.units.groups if group.kind != "block"]
+    groups = [group for group in cuttable.units.groups if group.kind != "block"]
     most = [group_limit(group, options.largest_ratio) for group in groups]
     alignment = options.alignment
-    widths = [alignment.widths(subject.units, group, limit) for group, limit in zip(groups, most, strict=True)]
+    widths = [alignment.widths(cuttable.units, group, limit) for group, limit in zip(groups, most, strict=True)]
     usable = [n for n, m in enumerate(most) if m > 0]
-    heads = TurnedModel(subject.work)
+    heads = TurnedModel(cuttable.work)
     if recovery_method(options) in TURNING and any(group.kind == "head_dim" for group in groups):
-        heads = turned(subject.work, data)
+        heads = turned(cuttable.work, data)
     source = DamageSource(
-        heads.model, subject.units, fit, held=judge, start=data.start, progress=progress, rank=heads.rank
+        heads.model, cuttable.units, fit, held=judge, start=data.start, progress=progress, rank=heads.rank
     )
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
     damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
-    few = fit[: -(-JOINTLY_FITTED // run_size(subject.counted, options.batch_size))]
+    few = fit[: -(-JOINTLY_FITTED // run_size(cuttable.counted, options.batch_size))]
     rough = CalibrationBatches([*few, *judge], len(few), options.execution.open)
     blocks = None
-    if dropped := [group for group in subject.units.groups if group.kind == "block"]:
-        blocks = refitted_damage(subject, fit, judge, start=data.start)
+    if dropped := [group for group in cuttable.units.groups if group.kind == "block"]:
+        blocks = refitted_damage(cuttable, fit, judge, start=data.start)
         alone = np.eye(len(dropped), dtype=bool)
         damage |= {group.name: np.array([blocks(mask)]) for group, mask in zip(dropped, alone, strict=True)}
     evidence = Measurements(
-        damage=damage, joint=lambda removed: joint_damage(subject, options, removed, data=rough), blocks=blocks
+        damage=damage, joint=lambda removed: joint_damage(cuttable, options, removed, data=rough), blocks=blocks
     )
     return lambda _: evidence
 

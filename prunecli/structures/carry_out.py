@@ -73,28 +73,28 @@ def decided_and_cut(
     """Decide what goes and carry it out; anew where something cannot follow, which then stays whole."""
 
     def attempt(whole: Whole) -> StructuredResult:
-        subject, decided = decide(path, target, options, progress=progress, whole=whole)
-        return carry_out(subject, decided, target, options=options, progress=progress, start=start)
+        cuttable, decided = decide(path, target, options, progress=progress, whole=whole)
+        return carry_out(cuttable, decided, target, options=options, progress=progress, start=start)
 
     return following(attempt)
 
 
 def carry_out(
-    subject: Cuttable, decided: Decided, target: Path, options: CutOptions, progress: Progress, start: float
+    cuttable: Cuttable, decided: Decided, target: Path, options: CutOptions, progress: Progress, start: float
 ) -> StructuredResult:
     """Cut what is decided, and save it with proof. `start`: when the work began, as `time.perf_counter` has it."""
-    positions = subject.units.removed(decided.removed)
-    cut = subject.without(decided.removed, positions)
-    inspector = CutInspector(subject, subject.forced(positions, decided.removed), options, progress=progress)
+    positions = cuttable.units.removed(decided.removed)
+    cut = cuttable.without(decided.removed, positions)
+    inspector = CutInspector(cuttable, cuttable.forced(positions, decided.removed), options, progress=progress)
     with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
         cut, recovery = _recovered(inspector, cut, positions)
         check = inspector if recovery is None else inspector.measure
-        saved = save(replace(subject.file, ir=cut), place, saving, verify=check)
-        speed = measured(place, subject.file.path, options, progress=progress) if options.timing else None
+        saved = save(replace(cuttable.file, ir=cut), place, saving, verify=check)
+        speed = measured(place, cuttable.file.path, options, progress=progress) if options.timing else None
     if options.save_plan is not None:
-        save_cut_plan(options.save_plan, plan_json(subject, decided, positions), options.force)
-    found = _result(subject, decided, inspector, output=None if options.dry_run else saved, options=options)
+        save_cut_plan(options.save_plan, plan_json(cuttable, decided, positions), options.force)
+    found = _result(cuttable, decided, inspector, output=None if options.dry_run else saved, options=options)
     return replace(found, recovery=recovery, speed=speed, removed=positions, seconds=time.perf_counter() - start)
 
 
@@ -109,12 +109,12 @@ def _recovered(inspector: CutInspector, cut: ir.Model, positions: Removed) -> tu
     """The cut model after recovery. The cut is proved by itself: what is refitted equals the original no longer."""
     from prunecli.structures.recovery import recover
 
-    subject, options = inspector.subject, inspector.options
-    fitted, recovery = recover(subject, cut, positions, options=options, progress=inspector.progress)
+    cuttable, options = inspector.cuttable, inspector.options
+    fitted, recovery = recover(cuttable, cut, positions, options=options, progress=inspector.progress)
     if recovery is None:
         return cut, None
     with Scratch() as folder:
-        save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), verify=inspector)
+        save(replace(cuttable.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), verify=inspector)
     proof = inspector.verification
     if proof.kind != "none":
         inspector.verification = replace(proof, detail=f"{proof.detail} (the cut before it was refitted)")
@@ -122,21 +122,21 @@ def _recovered(inspector: CutInspector, cut: ir.Model, positions: Removed) -> tu
 
 
 def _result(
-    subject: Cuttable, decided: Decided, inspector: CutInspector, output: FileRef | None, options: CutOptions
+    cuttable: Cuttable, decided: Decided, inspector: CutInspector, output: FileRef | None, options: CutOptions
 ) -> StructuredResult:
     assert inspector.after is not None
     return StructuredResult(
-        model=subject.file.ref,
+        model=cuttable.file.ref,
         output=output,
         recipe=decided.recipe,
-        before=subject.before,
+        before=cuttable.before,
         after=inspector.after,
-        groups=group_rows(subject, decided),
+        groups=group_rows(cuttable, decided),
         layers=inspector.layers,
-        frozen=subject.units.frozen,
+        frozen=cuttable.units.frozen,
         left=[Skipped(name, reason) for name, reason in decided.left.items()],
         verification=inspector.verification,
-        notes=[*inspector.warnings, *subject.file.notes, *decided.notes, *subject.told],
+        notes=[*inspector.warnings, *cuttable.file.notes, *decided.notes, *cuttable.notes],
         latency=decided.latency,
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,

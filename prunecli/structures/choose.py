@@ -228,8 +228,8 @@ class _Chooser:
         (self.alignment, best), why = self._fastest(found, progress)
         self.pools = self._pools(self.alignment)
         first = replace(found[0][0], mended=asked.mended)
-        told = self._told_of_widths(asked, why if first == asked else "cannot be met")
-        return replace(best, notes=[*told, *best.notes, *self._told_of_budget(best)])
+        told = self._width_notes(asked, why if first == asked else "cannot be met")
+        return replace(best, notes=[*told, *best.notes, *self._budget_notes(best)])
 
     def _fastest(self, found: Sequence[WayCut], progress: Progress) -> tuple[WayCut, str]:
         """The fastest of these cuts, the coarsest widths first, whose damage is not much larger than the least; and in
@@ -285,14 +285,14 @@ class _Chooser:
         assert self.evidence is not None and self.evidence.blocks is not None
         return self.evidence.blocks(dropped) * (self.alignment.mended or 0.0)
 
-    def _told_of_widths(self, asked: Alignment, why: str) -> Iterator[str]:
+    def _width_notes(self, asked: Alignment, why: str) -> Iterator[str]:
         """Where something else was taken than what was asked for, and what is too narrow for that.
 
         why: what the budget would do with the widths that were asked for.
         """
         if replace(self.alignment, mended=asked.mended) != asked:
-            told = f"--round-to auto: {self._named(self.budget.target)} {why} with {asked.told}"
-            yield f"{told}; widths are {self.alignment.told}"
+            told = f"--round-to auto: {self._named(self.budget.target)} {why} with {asked.words}"
+            yield f"{told}; widths are {self.alignment.words}"
         if asked.given and asked.block > 1:
             for group, pool in zip(self.groups, self.pools, strict=True):
                 if (
@@ -303,7 +303,7 @@ class _Chooser:
                     told = f"{group.name} has only {group.count} {group.kind}s and stays whole"
                     yield f"--round-to {asked.block}: {told}"
 
-    def _told_of_budget(self, found: UnitDecision) -> Iterator[str]:
+    def _budget_notes(self, found: UnitDecision) -> Iterator[str]:
         """How far below the target the cut ends, where that is more than NEAR."""
         kind, target = self.budget.kind, self.budget.target
         if kind == "ratio":
@@ -318,7 +318,7 @@ class _Chooser:
             reached *= self.recipe.stated
             alike = " when all layers are cut alike" * (self.scope == "layer" and kind != "ratio")
             told = f"{self._named(asked)}: {reached:.4g} {what}, the nearest below{alike}"
-            yield f"{told} with widths in {self.alignment.told}" if self.alignment.block > 1 else told
+            yield f"{told} with widths in {self.alignment.words}" if self.alignment.block > 1 else told
 
     def _named(self, target: float) -> str:
         """The budget in words. Of a time it is what the search aims at now, which is not what the user asked for."""

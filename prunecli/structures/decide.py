@@ -25,7 +25,7 @@ from prunecli.structures.calibrate import measure
 from prunecli.structures.choose import UnitRecipe, decide_units
 from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.structures.decision import Decided, read_analysed_as
-from prunecli.structures.latency import LatencyBench, LatencyTable, choose_for_latency, layer_table
+from prunecli.structures.latency import CutTimer, LatencyTable, choose_for_latency, layer_table
 from prunecli.structures.options import CHANNELS, StructuredOptions
 from prunecli.structures.prunable import AnalysedAs, Cuttable, choose_groups, open_cuttable
 from prunecli.structures.recovery import recovery_method, refits_on_pictures
@@ -57,33 +57,33 @@ def decide(
     if options.granularity == AUTO and options.drops_blocks and is_quantised(load(path).ir):
         options = replace(options, granularity=CHANNELS)  # blocks are measured on the model as it runs
     how = AnalysedAs(options.structures, whole=whole, include=options.include, convolved=options.convolved)
-    subject = open_cuttable(path, how, options.dims)
-    if subject.is_quantised:
+    cuttable = open_cuttable(path, how, options.dims)
+    if cuttable.is_quantised:
         _check_quantised(options, budget.kind)
     elif options.rescale_activations:
         raise PruneError("--rescale-activations is for quantised models, and this one computes in floating point",
                          "leave it out; `prune quantize` takes the result")  # fmt: skip
-    curves, told = _predicted(subject, options)
-    options = replace(options, criterion=_criterion(options, subject), allocate=_allocation(options, curves))
+    curves, told = _predicted(cuttable, options)
+    options = replace(options, criterion=_criterion(options, cuttable), allocate=_allocation(options, curves))
     if options.allocate == "uniform":
         options = replace(options, scope="layer")
-    check_target(subject.file, None if options.dry_run else target, options.force, asked=options)
-    allowed, left = choose_groups(subject, options.include, options.exclude)
+    check_target(cuttable.file, None if options.dry_run else target, options.force, asked=options)
+    allowed, left = choose_groups(cuttable, options.include, options.exclude)
     if not allowed.any():
-        raise nothing_to_cut(subject, left)
+        raise nothing_to_cut(cuttable, left)
     if budget.kind == "latency" or options.blocks_alone:
         choose = choose_for_latency if budget.kind == "latency" else choose_blocks
-        asked = _recipe(options, subject.how)
-        return subject, choose(subject, options, allowed, left=left, recipe=asked, progress=progress)
-    stored = costs(subject.units).of(subject.units.sizes).get(budget.kind, 0)
-    fraction = subject.fraction(budget, stored)
-    stated = budget.fraction(subject.before) / fraction
+        asked = _recipe(options, cuttable.how)
+        return cuttable, choose(cuttable, options, allowed, left=left, recipe=asked, progress=progress)
+    stored = costs(cuttable.units).of(cuttable.units.sizes).get(budget.kind, 0)
+    fraction = cuttable.fraction(budget, stored)
+    stated = budget.fraction(cuttable.before) / fraction
     recipe = UnitRecipe(Budget(budget.kind, fraction), options, curves, stated=stated)
-    evidence = measure(subject, options, progress)
-    table, untimed = _int8_table(subject, options, allowed, progress=progress)
+    evidence = measure(cuttable, options, progress)
+    table, untimed = _int8_table(cuttable, options, allowed, progress=progress)
     told += untimed
     decision = decide_units(
-        subject.units, recipe, allowed, evidence=evidence, progress=progress, costing=table, gone=gone
+        cuttable.units, recipe, allowed, evidence=evidence, progress=progress, costing=table, gone=gone
     )
     if not decision.removed.any():
         given = options.alignment.given and options.alignment.block > 1
@@ -91,19 +91,19 @@ def decide(
             ("ask for more", True), ("lower --round-to", given), ("raise --max-ratio", options.largest_ratio < 1)
         )
         raise PruneError("at this budget nothing is removed", more)
-    return subject, Decided(
-        decision.removed, decision.scores, _recipe(options, subject.how), left=left, notes=[*told, *decision.notes]
+    return cuttable, Decided(
+        decision.removed, decision.scores, _recipe(options, cuttable.how), left=left, notes=[*told, *decision.notes]
     )
 
 
 def _int8_table(
-    subject: Cuttable, options: StructuredOptions, allowed: Mask, progress: Progress
+    cuttable: Cuttable, options: StructuredOptions, allowed: Mask, progress: Progress
 ) -> tuple[LatencyTable | None, list[str]]:
     """The times of layers in int8 where that is the target; none, and a note, where they cannot be had."""
-    if options.target != "cpu-int8" or options.round_to != AUTO or subject.is_quantised:
+    if options.target != "cpu-int8" or options.round_to != AUTO or cuttable.is_quantised:
         return None, []
     try:
-        return layer_table(LatencyBench(subject, options, progress), allowed), []
+        return layer_table(CutTimer(cuttable, options, progress), allowed), []
     except PruneError as error:
         return None, [f"the layers could not be timed in int8, so their work stands for their time: {error.message}"]
 
@@ -119,18 +119,18 @@ def _check_quantised(options: StructuredOptions, kind: str) -> None:
                              "cut the floating-point model and quantise it, or give --macs or --params")  # fmt: skip
 
 
-def _predicted(subject: Cuttable, options: StructuredOptions) -> tuple[Curves, list[str]]:
+def _predicted(cuttable: Cuttable, options: StructuredOptions) -> tuple[Curves, list[str]]:
     """By group, the predicted damage, where that is to spread the cut; none, and a note, where the network does not
     know a layer.
 
     Where nothing is said it does so for cuts whose layers are refitted on made pictures: what a group can lose then
     counts for more than what its units lose as they are cut.
     """
-    unsaid = options.leaves_allocation and refits_on_pictures(subject, options)
+    unsaid = options.leaves_allocation and refits_on_pictures(cuttable, options)
     if options.allocate != "predicted" and not unsaid:
         return {}, []
     try:
-        found = group_curves(replace(subject.file, ir=subject.work), subject.units)
+        found = group_curves(replace(cuttable.file, ir=cuttable.work), cuttable.units)
         said = "the cut is spread over the layers as the damage is predicted from the file (--allocate predicted)"
         return found, [said] if unsaid else []
     except Undescribed as reason:
@@ -143,7 +143,7 @@ def _allocation(options: StructuredOptions, curves: Curves) -> Literal["uniform"
     return "predicted" if curves else named
 
 
-def _criterion(options: StructuredOptions, subject: Cuttable) -> str:
+def _criterion(options: StructuredOptions, cuttable: Cuttable) -> str:
     """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it. On noise that nothing
     was fitted to the weights tell more than the damage does: `l2-in`."""
     refits = not options.blocks_alone and recovery_method(options) in ("lstsq", "auto")
@@ -151,7 +151,7 @@ def _criterion(options: StructuredOptions, subject: Cuttable) -> str:
         return "obs"
     if options.criterion != "auto" or not refits or options.source is None:
         return options.criterion
-    return "l2-in" if options.source.synthetic and not stored_moments(subject.work) else "obs"
+    return "l2-in" if options.source.synthetic and not stored_moments(cuttable.work) else "obs"
 
 
 def _recipe(options: StructuredOptions, how: AnalysedAs) -> Json:
@@ -179,32 +179,32 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     file = load(path)
     plan = load_cut_plan(plan_path, file)
     recipe = plan["recipe"]
-    subject = open_cuttable(path, read_analysed_as(plan_path, recipe, input_specs(file.ir)), options.dims)
-    check_target(subject.file, None if options.dry_run else target, options.force, asked=options)
-    groups = [subject.units.groups[g].name for g in subject.units.group_of]
+    cuttable = open_cuttable(path, read_analysed_as(plan_path, recipe, input_specs(file.ir)), options.dims)
+    check_target(cuttable.file, None if options.dry_run else target, options.force, asked=options)
+    groups = [cuttable.units.groups[g].name for g in cuttable.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)
-    if subject.units.empties(removed):
+    if cuttable.units.empties(removed):
         raise PruneError(f"{plan_path} removes a whole axis: nothing would remain", ANEW)
-    follows = subject.listed(subject.units.removed(removed))
-    check_positions(plan_path, read_positions(plan_path, plan, subject.shapes), follows)
-    return subject, Decided(removed, scores, recipe, left={})
+    follows = cuttable.listed(cuttable.units.removed(removed))
+    check_positions(plan_path, read_positions(plan_path, plan, cuttable.shapes), follows)
+    return cuttable, Decided(removed, scores, recipe, left={})
 
 
-def nothing_to_cut(subject: Cuttable, left: Mapping[str, str]) -> PruneError:
+def nothing_to_cut(cuttable: Cuttable, left: Mapping[str, str]) -> PruneError:
     """Why there is nothing: the most frequent reasons."""
     if left:
         return PruneError(f"{_given(left.values())} nothing to cut", f"{len(left)} groups could be cut without that")
-    reasons = Counter(axis.reason for axis in subject.units.frozen)
+    reasons = Counter(axis.reason for axis in cuttable.units.frozen)
     told = "; ".join(f"{reason} ({count} axes)" for reason, count in reasons.most_common(3))
-    facts, assumed = subject.units.analysis.facts, subject.counted.assumed
+    facts, assumed = cuttable.units.analysis.facts, cuttable.counted.assumed
     failed = next((f"{n.op_type}: {why}" for n, why in facts.problems.items() if "ShapeInferenceError" in why), "")
     if failed and assumed:
         return PruneError(
-            f"nothing can be cut from {subject.file.path}: {failed}",
+            f"nothing can be cut from {cuttable.file.path}: {failed}",
             f"--input-shape and --dim state the sizes; assumed were {', '.join(assumed)}",
         )
     return PruneError(
-        f"nothing can be cut from {subject.file.path}: {told or 'it has no weights'}",
+        f"nothing can be cut from {cuttable.file.path}: {told or 'it has no weights'}",
         advice(
             ("see what `prune inspect` lists", True),
             ("name the inputs with --include", INTERFACE in reasons),

@@ -61,10 +61,10 @@ class GroupRow:
     removed: Sequence[float] = ()
 
 
-def group_rows(subject: Cuttable, decided: Decided) -> list[GroupRow]:
+def group_rows(cuttable: Cuttable, decided: Decided) -> list[GroupRow]:
     """Every group, in the order of the catalogue."""
     rows = []
-    for group, (params, macs) in zip(subject.units.groups, subject.prices, strict=True):
+    for group, (params, macs) in zip(cuttable.units.groups, cuttable.prices, strict=True):
         mine = decided.scores[group.units]
         finite, gone = mine[np.isfinite(mine)], decided.removed[group.units]
         rows.append(
@@ -89,16 +89,16 @@ def group_rows(subject: Cuttable, decided: Decided) -> list[GroupRow]:
 # -- the plan file ----------------------------------------------------------------------------------
 
 
-def plan_json(subject: Cuttable, decided: Decided, removed: Removed) -> Json:
+def plan_json(cuttable: Cuttable, decided: Decided, removed: Removed) -> Json:
     """The whole plan, without its schema."""
-    forced, listed = subject.forced(removed, decided.removed), subject.listed(removed)
+    forced, listed = cuttable.forced(removed, decided.removed), cuttable.listed(removed)
     return {
-        "model": identity(subject.file),
+        "model": identity(cuttable.file),
         "recipe": decided.recipe,
-        "weights": positions_json({name: axes for name, axes in listed.items() if subject.is_stored(name)}),
-        "tensors": positions_json({name: axes for name, axes in listed.items() if not subject.is_stored(name)}),
-        "units": list(_units(subject, decided)),
-        "frozen": [asdict(axis) for axis in subject.units.frozen],
+        "weights": positions_json({name: axes for name, axes in listed.items() if cuttable.is_stored(name)}),
+        "tensors": positions_json({name: axes for name, axes in listed.items() if not cuttable.is_stored(name)}),
+        "units": list(_units(cuttable, decided)),
+        "frozen": [asdict(axis) for axis in cuttable.units.frozen],
         "averaged": sorted(
             [n, a] for n, a in forced.averaged for own in (forced.positions, forced.merged) if a in own.get(n, ())
         ),
@@ -116,11 +116,11 @@ def _merged_json(forced: Forced) -> Json:
     }
 
 
-def _units(subject: Cuttable, decided: Decided) -> Iterator[Json]:
-    everything = np.ones(subject.units.count, bool)
-    full = subject.listed(subject.units.removed(everything))
-    for group, (params, macs) in zip(subject.units.groups, subject.prices, strict=True):
-        slices = list(_slices(subject, group, full))
+def _units(cuttable: Cuttable, decided: Decided) -> Iterator[Json]:
+    everything = np.ones(cuttable.units.count, bool)
+    full = cuttable.listed(cuttable.units.removed(everything))
+    for group, (params, macs) in zip(cuttable.units.groups, cuttable.prices, strict=True):
+        slices = list(_slices(cuttable, group, full))
         for place in range(group.count):
             number = group.first + place
             score = float(decided.scores[number])
@@ -139,14 +139,14 @@ def _units(subject: Cuttable, decided: Decided) -> Iterator[Json]:
             }
 
 
-def _slices(subject: Cuttable, group: Group, full: Removed) -> Iterator[tuple[str, int, list[list[int]]]]:
+def _slices(cuttable: Cuttable, group: Group, full: Removed) -> Iterator[tuple[str, int, list[list[int]]]]:
     """(weight, axis, positions of every unit) for the weights of a group that a plan can name."""
-    units, solved = subject.units, subject.units.analysis.components
+    units, solved = cuttable.units, cuttable.units.analysis.components
     atoms = units.atoms[units.start[group.first] : units.start[group.units.stop]].reshape(group.count, -1)
     where = units.axis_of_atom[atoms]
     for name, axis in group.weights:
         if group.kind != "block" and axis in full.get(name, {}):
-            value = subject.work.graph.initializers[name]
+            value = cuttable.work.graph.initializers[name]
             root = solved.table.find(solved.table.axis(value, axis, 0))
             mine = atoms[where == root].reshape(group.count, -1) - solved.offset[root]
             yield name, axis, np.sort(mine, axis=1).tolist()
@@ -212,10 +212,10 @@ def _whole(recipe: Json) -> dict[tuple[str, int], str]:
 # -- layers -----------------------------------------------------------------------------------------
 
 
-def layer_rows(subject: Cuttable, removed: Collection[str], saved: Model) -> list[LayerRow]:
+def layer_rows(cuttable: Cuttable, removed: Collection[str], saved: Model) -> list[LayerRow]:
     """Every weight that is prunable or was cut (named in `removed`), before and after."""
     after = {weight.name: weight for weight in find_weights(floats_of(saved)).all()}
-    found = find_weights(floats_of(subject.file))
+    found = find_weights(floats_of(cuttable.file))
     prunable = {weight.name for weight in found.prunable}
     shown = [w for w in found.all() if w.name in after and (w.name in prunable or w.name in removed)]
     return [row_of(weight, after[weight.name]) for weight in shown]

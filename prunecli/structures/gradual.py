@@ -93,40 +93,40 @@ def _check(options: StructuredOptions) -> None:
 
 @dataclass
 class _Cutter:
-    """Cuts further each time it is called. `removed`: units that are gone by now; `subject`: the original."""
+    """Cuts further each time it is called. `removed`: units that are gone by now; `cuttable`: the original."""
 
     path: Path
     options: StructuredOptions
     folder: Path
     progress: Progress
-    subject: Cuttable | None = None
+    cuttable: Cuttable | None = None
     removed: Array | None = None
     calls: int = 0
 
     def __call__(self, source: Path, place: Path, share: float) -> StructuredResult:
         start, self.calls = time.perf_counter(), self.calls + 1
-        base = self.path if self.subject is None else self._expanded(source)
+        base = self.path if self.cuttable is None else self._expanded(source)
         options = replace(_at_share(self.options, share, self.path), output=place)
 
         def attempt(whole: Whole) -> StructuredResult:
-            known = {} if self.subject is None else self.subject.how.whole
-            subject, decided = decide(
+            known = {} if self.cuttable is None else self.cuttable.how.whole
+            cuttable, decided = decide(
                 base, place, options, progress=self.progress, gone=self.removed, whole={**known, **whole}
             )
-            if self.subject is not None:
-                _same(self.subject, subject)
-            found = carry_out(subject, decided, place, options=options, progress=self.progress, start=start)
-            self.subject = subject if self.subject is None else self.subject
+            if self.cuttable is not None:
+                _same(self.cuttable, cuttable)
+            found = carry_out(cuttable, decided, place, options=options, progress=self.progress, start=start)
+            self.cuttable = cuttable if self.cuttable is None else self.cuttable
             self.removed = decided.removed
             return found
 
         return following(attempt)
 
     def _expanded(self, trained: Path) -> Path:
-        assert self.subject is not None and self.removed is not None
+        assert self.cuttable is not None and self.removed is not None
         place = self.folder / f"{self.calls}.onnx"
-        work = expand(self.subject, self.removed, trained)
-        save(replace(self.subject.file, ir=work), place, SaveOptions(force=True))
+        work = expand(self.cuttable, self.removed, trained)
+        save(replace(self.cuttable.file, ir=work), place, SaveOptions(force=True))
         return place
 
 
@@ -146,13 +146,13 @@ def _at_share(options: StructuredOptions, share: float, path: Path) -> Structure
     return options.with_budget(replace(budget, target=fraction * whole, absolute=True))
 
 
-def expand(subject: Cuttable, removed: Array, trained: Path) -> ir.Model:
-    """The subject's working form with the weights of a trained cut of it, and zeros where it was cut.
+def expand(cuttable: Cuttable, removed: Array, trained: Path) -> ir.Model:
+    """The cuttable's working form with the weights of a trained cut of it, and zeros where it was cut.
 
     Raises:
         PruneError: the trained model's weights are not those of the cut.
     """
-    work, positions = subject.work.clone(), subject.units.removed(removed)
+    work, positions = cuttable.work.clone(), cuttable.units.removed(removed)
     values = {holder.name: holder.tensor.numpy() for holder in holders(load(trained).ir)}
     for name, value in work.graph.initializers.items():
         tensor = value.const_value

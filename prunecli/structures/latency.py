@@ -173,10 +173,10 @@ class Chooser(Protocol):
 
 
 @dataclass
-class LatencyBench:
+class CutTimer:
     """The original and the inputs to time it on; `start` opens sessions as they will run, quantised for `cpu-int8`."""
 
-    subject: Cuttable
+    cuttable: Cuttable
     options: CutOptions
     progress: Progress
     folder: Scratch = field(default_factory=Scratch)
@@ -184,26 +184,26 @@ class LatencyBench:
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        return concrete_shapes(self.subject.file, self.options.dims).inputs
+        return concrete_shapes(self.cuttable.file, self.options.dims).inputs
 
     @cached_property
     def original(self) -> Session:
-        return self.start(self.runnable(self.subject.file.path))
+        return self.start(self.runnable(self.cuttable.file.path))
 
     @cached_property
     def feed(self) -> dict[str, Any]:
-        return self.options.execution.open(self.subject.file.path).random_inputs(
+        return self.options.execution.open(self.cuttable.file.path).random_inputs(
             seed=self.options.seed, shapes=self.shapes
         )
 
     def runnable(self, model: ir.Model | Path) -> ir.Model | Path:
         """What the target runs of a model: itself, or as onnxruntime quantises it, on random inputs, since its time
         does not depend on ranges."""
-        if self.options.target != "cpu-int8" or self.subject.is_quantised:
+        if self.options.target != "cpu-int8" or self.cuttable.is_quantised:
             return model
         place = model if isinstance(model, Path) else self.folder.path / "float.onnx"
         if isinstance(model, ir.Model):
-            save(replace(self.subject.file, ir=model), place, SaveOptions(force=True))
+            save(replace(self.cuttable.file, ir=model), place, SaveOptions(force=True))
         self.quantised += 1
         return quantise(place, [self.feed], self.folder.path, name=f"int8.{self.quantised}")
 
@@ -213,7 +213,7 @@ class LatencyBench:
 
     def build(self, removed: Array) -> ir.Model:
         """The model without the units. Every node has a name, since numbers are others than in the original."""
-        model = self.subject.without(removed, self.subject.units.removed(removed))
+        model = self.cuttable.without(removed, self.cuttable.units.removed(removed))
         taken = {node.name for node in model.graph}
         for node in model.graph:
             if not node.name and key(node) not in taken:
@@ -254,7 +254,7 @@ class LatencyBench:
         models = [self.runnable(self.build(mask)) for mask in removed]
         found = profiles(models, self.feed, self.start, progress=self.progress)
         plain = self.measure(self.start(models[0]).prepared(self.feed)).times
-        layers = Attribution(self.subject.work.graph)
+        layers = Attribution(self.cuttable.work.graph)
         return [layers.times(own) for own in net_of_timing(found, float(np.quantile(plain, QUARTILE)))]
 
 
@@ -263,12 +263,12 @@ def timed_widths(options: Widths) -> Alignment:
     return options.alignment.within(cpu_block()) if options.alignment.given else options.alignment
 
 
-def layer_table(bench: LatencyBench, allowed: Array) -> LatencyTable:
+def layer_table(timer: CutTimer, allowed: Array) -> LatencyTable:
     """Every layer timed at a few widths of the groups that may be cut."""
-    units = bench.subject.units
-    table, alignment = LatencyTable(units), timed_widths(bench.options)
+    units = timer.cuttable.units
+    table, alignment = LatencyTable(units), timed_widths(timer.options)
     masks = [even_cut(units, alignment, allowed, share=share) for share in WIDTHS]
-    for mask, times in zip(masks, bench.layer_times(masks), strict=True):
+    for mask, times in zip(masks, timer.layer_times(masks), strict=True):
         table.learn(times, units.kept(mask))
     return table
 
@@ -277,31 +277,31 @@ def layer_table(bench: LatencyBench, allowed: Array) -> LatencyTable:
 class UnitChooser:
     """Channels and heads, by a table of every layer at a few widths."""
 
-    bench: LatencyBench
+    timer: CutTimer
     allowed: Array
     table: LatencyTable = field(init=False)
 
     def __post_init__(self) -> None:
-        self.evidence = measure_evidence(self.bench.subject, self.bench.options, self.bench.progress)
-        self.table = layer_table(self.bench, self.allowed)
+        self.evidence = measure_evidence(self.timer.cuttable, self.timer.options, self.timer.progress)
+        self.table = layer_table(self.timer, self.allowed)
 
     def choose(self, aim: float) -> TimedChoice:
-        options = self.bench.options
+        options = self.timer.options
         recipe = UnitRecipe(Budget("latency", aim), options, widths=timed_widths(options))
-        units = self.bench.subject.units
+        units = self.timer.cuttable.units
         found = decide_units(
-            units, recipe, self.allowed, evidence=self.evidence, progress=self.bench.progress, costing=self.table
+            units, recipe, self.allowed, evidence=self.evidence, progress=self.timer.progress, costing=self.table
         )
         return TimedChoice(found.removed, found.scores, self._predict(found.removed), notes=found.notes)
 
     def _predict(self, removed: Array) -> float:
-        units = self.bench.subject.units
+        units = self.timer.cuttable.units
         return self.table.of(units.kept(removed))["latency"] / self.table.of(units.sizes)["latency"]
 
     def learn(self, choice: TimedChoice) -> float:
         """The layers at the chosen widths, too, at the pace that the machine had when the table was made."""
-        units = self.bench.subject.units
-        whole, cut = self.bench.layer_times([np.zeros_like(choice.removed), choice.removed])
+        units = self.timer.cuttable.units
+        whole, cut = self.timer.layer_times([np.zeros_like(choice.removed), choice.removed])
         pace = self.table.of(units.sizes)["latency"] / max(sum(whole.values()) * NANOSECONDS, 1.0)
         self.table.learn({name: ms * pace for name, ms in cut.items()}, units.kept(choice.removed))
         return self._predict(choice.removed)
@@ -311,20 +311,20 @@ class UnitChooser:
 class BlockChooser:
     """Residual blocks, by the time of the layers that go with each."""
 
-    bench: LatencyBench
+    timer: CutTimer
     allowed: Array
 
     def __post_init__(self) -> None:
-        subject = self.bench.subject
-        check_block_options(self.bench.options)
-        self.damage, self.notes = block_damage(subject, self.bench.options)
-        (times,) = self.bench.layer_times([np.zeros(subject.units.count, bool)])
-        work = {node: times.get(key(node), 0.0) for node in subject.work.graph}
-        self.costs = BlockCosts(subject.work, subject.units.blocks, {"latency": work})
+        cuttable = self.timer.cuttable
+        check_block_options(self.timer.options)
+        self.damage, self.notes = block_damage(cuttable, self.timer.options)
+        (times,) = self.timer.layer_times([np.zeros(cuttable.units.count, bool)])
+        work = {node: times.get(key(node), 0.0) for node in cuttable.work.graph}
+        self.costs = BlockCosts(cuttable.work, cuttable.units.blocks, {"latency": work})
 
     def choose(self, aim: float) -> TimedChoice:
-        recipe = UnitRecipe(Budget("latency", aim), self.bench.options)
-        found = decide_blocks(self.costs, self.damage, recipe, allowed=self.allowed, progress=self.bench.progress)
+        recipe = UnitRecipe(Budget("latency", aim), self.timer.options)
+        found = decide_blocks(self.costs, self.damage, recipe, allowed=self.allowed, progress=self.timer.progress)
         left = 1 - self.costs.saved("latency", found.removed) / self.costs.whole("latency")
         said = f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all"
         return TimedChoice(found.removed, found.scores, left, notes=[*self.notes, said])
@@ -334,7 +334,7 @@ class BlockChooser:
 
 
 def choose_for_latency(
-    subject: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, str], recipe: Json,
+    cuttable: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, str], recipe: Json,
     progress: Progress,
 ) -> Decided:  # fmt: skip
     """Find units whose removal makes the model as fast as asked, as measured on this machine.
@@ -345,16 +345,16 @@ def choose_for_latency(
     """
     budget = options.budget
     assert budget is not None
-    bench = LatencyBench(subject, options, progress)
-    target = bench.fraction(budget)
+    timer = CutTimer(cuttable, options, progress)
+    target = timer.fraction(budget)
     chooser: Chooser
     if options.blocks_alone:
-        chooser, recipe = BlockChooser(bench, allowed), {**recipe, "criterion": "divergence"}
+        chooser, recipe = BlockChooser(timer, allowed), {**recipe, "criterion": "divergence"}
     else:
-        chooser = UnitChooser(bench, allowed)
-    tried = search(chooser, bench.build, bench.compare, target=target)
-    best = fastest_enough(tried, target, less(options, subject))
-    where = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in bench.shapes.items())
+        chooser = UnitChooser(timer, allowed)
+    tried = search(chooser, timer.build, timer.compare, target=target)
+    best = fastest_enough(tried, target, less(options, cuttable))
+    where = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in timer.shapes.items())
     threads = options.execution.thread_count
     form = "in int8, " if options.target == "cpu-int8" else ""
     told = f"{form}measured on {threads} thread{'s' * (threads > 1)} at {where}: {best.gain.words()}"
@@ -364,7 +364,7 @@ def choose_for_latency(
         "predicted": best.choice.predicted,
         "speedup": best.gain.to_json(),
         "threads": threads,
-        "inputs": {name: list(shape) for name, shape in bench.shapes.items()},
+        "inputs": {name: list(shape) for name, shape in timer.shapes.items()},
     }
     notes = [*best.choice.notes, told]
     return Decided(best.choice.removed, best.choice.scores, recipe, left=left, notes=notes, latency=measured)

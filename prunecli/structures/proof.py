@@ -34,7 +34,7 @@ class CutInspector:
     be said first: a budget missed by little, a larger file.
     """
 
-    subject: Cuttable
+    cuttable: Cuttable
     forced: Forced
     options: CutOptions
     progress: Progress = no_progress
@@ -44,7 +44,7 @@ class CutInspector:
     warnings: list[str] = field(default_factory=list)
 
     def __call__(self, staged: Path) -> None:
-        original = plain_path(self.subject.file)
+        original = plain_path(self.cuttable.file)
         if self.options.verify:
             proof = CutProof(
                 original, self.forced, self.cases, open=self.options.execution.open, progress=self.progress
@@ -58,33 +58,33 @@ class CutInspector:
         Raises:
             PruneError: it is invalid, or misses the budget.
         """
-        strict_check(plain_path(self.subject.file), staged)
+        strict_check(plain_path(self.cuttable.file), staged)
         saved, unfitted = load(staged), self.after
-        self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.subject.counted.inputs)))
-        self.layers = layer_rows(self.subject, self.forced.positions, saved)
+        self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.cuttable.counted.inputs)))
+        self.layers = layer_rows(self.cuttable, self.forced.positions, saved)
         missed = (
             ""
             if self.options.budget is None
-            else self.options.budget.missed(self.subject.before, self.after, less(self.options, self.subject))
+            else self.options.budget.missed(self.cuttable.before, self.after, less(self.options, self.cuttable))
         )
         self.warnings = [
-            *([missed] if missed else []), *larger(self.subject.before, self.after), *filled(unfitted, self.after)
+            *([missed] if missed else []), *larger(self.cuttable.before, self.after), *filled(unfitted, self.after)
         ]  # fmt: skip
 
     def cases(self, original: TakesInputs) -> Iterator[Case]:
         """Real samples first, then random inputs at each choice of the dynamic dimensions."""
         if self.options.source is not None:
             size = min(self.options.batch_size, REAL_BATCH)
-            samples = self.subject.samples(self.options, self.progress)
+            samples = self.cuttable.samples(self.options, self.progress)
             few = samples.take(REAL_BATCHES * size)
             for number, batch in enumerate(few.batches(size)):
                 yield Case(f"batch {number} of {samples.source}", partial(dict, batch.feed), required=True)
-        subject, seed = self.subject, self.options.seed
-        first = [subject.inputs, subject.inputs, subject.counted.inputs, subject.other_inputs]
+        cuttable, seed = self.cuttable, self.options.seed
+        first = [cuttable.inputs, cuttable.inputs, cuttable.counted.inputs, cuttable.other_inputs]
         wanted = [s for n, s in enumerate(first) if s is not None and (n < 2 or s not in first[:n])]
         for number, shapes in enumerate(wanted, seed):
             yield random_case(original, shapes, number)
-        yield from spare_cases(original, sizes_to_try(subject.file, subject.inputs, self.options.dims), seed)
+        yield from spare_cases(original, sizes_to_try(cuttable.file, cuttable.inputs, self.options.dims), seed)
 
 
 FILLED = 0.05

@@ -73,10 +73,10 @@ class AnalysedAs:
 
 @dataclass(kw_only=True)
 class Cuttable:
-    """`file` as given; `work`, its working form in floating point; `how`: what it was analysed as, with the shapes and
-    the shortcuts that were chosen; `counted`, the shapes of `work` at the sizes that work is reported at; `made`,
-    synthetic inputs; `heard`, how other samples came about. `stored`: the working form as the file stores it, quantised
-    perhaps (never changed: copies are cut); `form`: how `work` came of it."""
+    """A model whose units can be cut. `file`: as given. `work`: its working form in floating point. `how`: what it was
+    analysed as, with the shapes and shortcuts that were chosen. `counted`: the shapes of `work` at the sizes at which
+    work is reported. `made`: synthetic inputs. `sample_notes`: how other samples were obtained. `stored`: the working
+    form as the file stores it, possibly quantised (never changed: copies are cut). `form`: how `work` was derived."""
 
     file: Model
     work: ir.Model
@@ -86,7 +86,7 @@ class Cuttable:
     stored: ir.Model
     form: FloatingForm
     made: Dataset | None = None
-    heard: tuple[str, ...] = ()
+    sample_notes: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
@@ -94,10 +94,10 @@ class Cuttable:
         return self.how.inputs
 
     @property
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Notes for the report: why a quantised model is cut only where it computes in floating point, how the samples
-        came about, and which operators were exchanged."""
-        why, told = self.form.problem, self.heard if self.made is None else cautions(self.made)
+        were obtained, and which operators were exchanged."""
+        why, told = self.form.problem, self.sample_notes if self.made is None else cautions(self.made)
         return [
             *([f"its integers stay as they are, and what they compute: {why}"] if why else []),
             *told,
@@ -120,7 +120,7 @@ class Cuttable:
             raise PruneError("this is measured on data", "give --data")
         if not source.synthetic:
             found = source.open(input_specs(self.file.ir))
-            self.heard = tuple(cautions(found))
+            self.sample_notes = tuple(cautions(found))
             return found
         if self.made is None:
             self.made = calibration_samples(
@@ -369,12 +369,12 @@ def open_cuttable(path: Path, how: AnalysedAs, dims: Dims) -> Cuttable:
     return Cuttable(file=file, work=work, units=units, how=how, counted=counted, stored=stored, form=form)
 
 
-def less(options: CutOptions, subject: Cuttable) -> str:
+def less(options: CutOptions, cuttable: Cuttable) -> str:
     """What to do where a budget is out of reach."""
     return advice(
         ("raise --max-ratio", options.largest_ratio < 1),
         ("leave fewer layers out", bool(options.include or options.exclude)),
-        ("use --granularity all", any(ALL in axis.reason for axis in subject.units.frozen)),
+        ("use --granularity all", any(ALL in axis.reason for axis in cuttable.units.frozen)),
         ("ask for less", True),
     )
 

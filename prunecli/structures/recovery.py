@@ -80,7 +80,7 @@ def recovery_method(options: CutOptions) -> str:
 
 
 def recover(
-    subject: Cuttable, cut: ir.Model, removed: Removed, options: CutOptions, progress: Progress
+    cuttable: Cuttable, cut: ir.Model, removed: Removed, options: CutOptions, progress: Progress
 ) -> tuple[ir.Model, Recovery | None]:
     """The cut model refitted, and what was done; both as they were with `none`, or where nothing can be folded.
 
@@ -92,25 +92,25 @@ def recover(
     method = recovery_method(options)
     if method == "none":
         return cut, None
-    job = _Job(subject, cut, removed, options=options, progress=progress)
+    job = _Job(cuttable, cut, removed, options=options, progress=progress)
     if method != FOLD:
-        return job.refitted(subject.samples(options, progress), method)
-    layers = fold(subject.work, job.form.model, removed)
+        return job.refitted(cuttable.samples(options, progress), method)
+    layers = fold(cuttable.work, job.form.model, removed)
     folded = job.stored()
-    if refits_on_pictures(subject, options):
+    if refits_on_pictures(cuttable, options):
         try:
-            pictures = subject.pictures(options, progress)
+            pictures = cuttable.pictures(options, progress)
             return job.refitted(pictures, FOLD, folded, layers=layers)
         except OutOfMemoryError:
             raise
         except PruneError as error:  # such as an operator that onnxruntime does not have: the cut stands without it
-            subject.heard = (f"not refitted on made pictures: {error.message}",)
-    return (folded, _told_of_fold(layers)) if layers else (cut, None)
+            cuttable.sample_notes = (f"not refitted on made pictures: {error.message}",)
+    return (folded, _fold_recovery(layers)) if layers else (cut, None)
 
 
 @dataclass
 class _Job:
-    subject: Cuttable
+    cuttable: Cuttable
     cut: ir.Model
     removed: Removed
     options: CutOptions
@@ -121,7 +121,7 @@ class _Job:
 
     def stored(self) -> ir.Model:
         """A copy of the form as it is now, as the file stores it."""
-        return requantised(self.form, self.cut) if self.subject.is_quantised else self.form.model.clone()
+        return requantised(self.form, self.cut) if self.cuttable.is_quantised else self.form.model.clone()
 
     def refitted(
         self, samples: Dataset, method: str, folded: ir.Model | None = None, layers: Sequence[LayerFit] = ()
@@ -132,7 +132,7 @@ class _Job:
         Args:
             folded: what the form is at first; `layers`, what was done to it.
         """
-        data, held = calibration(self.subject, samples, self.options)
+        data, held = calibration(self.cuttable, samples, self.options)
         if data.held:
             data = replace(data, spare=mirrored(data.feeds[: data.fitted], ENOUGH - len(samples)))
         form = "auto" if method == FOLD else method
@@ -141,7 +141,7 @@ class _Job:
             tries.append(_Try(FOLD, folded, layers))
         with self._journal(data, form) as journal:
             done = refit(
-                self.subject.work,
+                self.cuttable.work,
                 self.form.model,
                 self.removed,
                 data=data,
@@ -153,7 +153,7 @@ class _Job:
         if self.options.rescale_activations:
             rescaled = requantised(self.form, self.cut, _activations(self.form.model, data))
             tries.append(_Try(form, rescaled, done.layers, rescaled=True, turned=done.turned))
-        errors = output_error(self.subject.stored, [one.model for one in tries], data)
+        errors = output_error(self.cuttable.stored, [one.model for one in tries], data)
         best = int(np.argmin(np.nan_to_num(errors, nan=np.inf)))
         return tries[best].model, Recovery(
             method, tries[best].method, samples=min(len(samples), MOST), held=held, error_before=errors[0],
@@ -170,9 +170,9 @@ class _Job:
             name: {axis: positions.tolist() for axis, positions in sorted(axes.items())}
             for name, axes in sorted(self.removed.items())
         }
-        how = self.subject.how.convolved
+        how = self.cuttable.how.convolved
         decisive = (gone, method, data.fitted, how, self.options.execution, __version__, version())
-        return LayerJournal(state, identity_of(self.subject.file, data.feeds, *decisive))
+        return LayerJournal(state, identity_of(self.cuttable.file, data.feeds, *decisive))
 
 
 @dataclass(frozen=True)
@@ -186,13 +186,13 @@ class _Try:
     turned: Sequence[Turned] = ()
 
 
-def refits_on_pictures(subject: Cuttable, options: CutOptions) -> bool:
+def refits_on_pictures(cuttable: Cuttable, options: CutOptions) -> bool:
     """Whether pictures are made for the refit: nothing is said of data and recovery, and all that the model reads is
     like an image."""
     if options.source is not None or options.closed_form is not None:
         return False
-    specs = input_specs(subject.file.ir)
-    return bool(specs) and all(image_like(spec, subject.counted.inputs.get(spec.name, ())) for spec in specs)
+    specs = input_specs(cuttable.file.ir)
+    return bool(specs) and all(image_like(spec, cuttable.counted.inputs.get(spec.name, ())) for spec in specs)
 
 
 def _activations(model: ir.Model, data: CalibrationBatches) -> dict[str, Array]:
@@ -202,19 +202,19 @@ def _activations(model: ir.Model, data: CalibrationBatches) -> dict[str, Array]:
     return {name: np.concatenate(one.some) for name, one in seen.items()}
 
 
-def joint_damage(subject: Cuttable, options: CutOptions, units: Array, data: CalibrationBatches) -> float:
+def joint_damage(cuttable: Cuttable, options: CutOptions, units: Array, data: CalibrationBatches) -> float:
     """What the outputs differ by without the masked units, after the recovery that is asked for, in floating point.
 
     Raises:
         PruneError: an operator cannot follow the cut, or a piece of the model does not run.
     """
-    removed, method = subject.units.removed(units), recovery_method(options)
-    form = floating(subject.without(units, removed))
-    refit(subject.work, form.model, removed, data=data, method="none" if method == FOLD else method)
-    return output_error(subject.work, [form.model], data)[0]
+    removed, method = cuttable.units.removed(units), recovery_method(options)
+    form = floating(cuttable.without(units, removed))
+    refit(cuttable.work, form.model, removed, data=data, method="none" if method == FOLD else method)
+    return output_error(cuttable.work, [form.model], data)[0]
 
 
-def _told_of_fold(layers: list[LayerFit]) -> Recovery:
+def _fold_recovery(layers: list[LayerFit]) -> Recovery:
     before, after = (float(np.mean([getattr(fit, name) for fit in layers])) for name in ("error_before", "error_after"))
     return Recovery(
         FOLD, FOLD, samples=0, held=0, error_before=before, error_after=after, layers=layers, tried=len(layers)
@@ -222,7 +222,7 @@ def _told_of_fold(layers: list[LayerFit]) -> Recovery:
 
 
 def calibration(
-    subject: Cuttable, samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST
+    cuttable: Cuttable, samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST
 ) -> tuple[CalibrationBatches, int]:
     """Batches to fit on, then those that judge: one sample in `share`, at most `most`; and how many samples those are.
 
@@ -230,7 +230,7 @@ def calibration(
     """
     order = np.random.default_rng(options.seed).permutation(len(samples))[:MOST]
     held = min(len(order) // share, most)
-    size = run_size(subject.counted, options.batch_size)
+    size = run_size(cuttable.counted, options.batch_size)
     fitted, judging = (samples.select(np.sort(rows)).feeds(size) for rows in (order[held:], order[:held]))
     return CalibrationBatches([*fitted, *judging], len(fitted), options.execution.open), held
 

@@ -34,16 +34,16 @@ def silent(graph: ir.Graph, removed: Positions) -> set[str]:
     """
     found = set[str]()
     for node in graph:
-        judge = _judge(node)
-        if judge is not None and judge(node, removed):
+        rule = _silence_rule(node)
+        if rule is not None and rule(node, removed):
             found.update(out.name for out in node.outputs if out.name and out.name in removed)
     return found
 
 
-Judge = Callable[[ir.Node, Positions], bool]
+SilenceRule = Callable[[ir.Node, Positions], bool]
 
 
-def _judge(node: ir.Node) -> Judge | None:
+def _silence_rule(node: ir.Node) -> SilenceRule | None:
     if node.domain:
         return None
     if node.op_type in KEEPING:

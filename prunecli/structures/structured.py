@@ -10,7 +10,7 @@ from typing import Any
 from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.options.sizes import at_data
-from prunecli.quantization.after import quantized_after, told_quantized
+from prunecli.quantization.after import quantized_after, with_quantized
 from prunecli.structures.carry_out import StructuredResult, decided_and_cut, default_output
 from prunecli.structures.gradual import structured_and_trained
 from prunecli.structures.options import StructuredOptions
@@ -49,4 +49,4 @@ def _quantised(path: Path, target: Path, options: StructuredOptions, progress: P
     def make(place: Path) -> StructuredResult:
         return structured(path, replace(once, output=place), progress)
 
-    return told_quantized(*quantized_after(path, target, options, make=make, progress=progress))
+    return with_quantized(*quantized_after(path, target, options, make=make, progress=progress))

@@ -50,8 +50,8 @@ class Alignment:
     mended: float | None = 1.0
 
     @property
-    def told(self) -> str:
-        """What widths it leaves, in words."""
+    def words(self) -> str:
+        """The alignment in words."""
         if self.block == 1:
             return "any width"
         parts = [f"{part}" for part in (self.block // 2, self.block // QUARTER) if part >= self.padded // QUARTER]

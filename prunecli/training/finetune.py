@@ -31,7 +31,7 @@ from prunecli.runtime import Session
 from prunecli.shrinking.after import shrunk_after
 from prunecli.shrinking.result import ShrinkResult
 from prunecli.training.checkpoint import Keeper, Log
-from prunecli.training.optimizers import Knobs
+from prunecli.training.optimizers import OptimizerSettings
 from prunecli.training.parameters import reset_head
 from prunecli.training.session import Training, objective_options, prepare_training
 from prunecli.training.trainer import DivergedError, Epoch, Trainer, lower_rate
@@ -277,7 +277,7 @@ def _recipe(options: FinetuneOptions) -> Json:
     o = options
     return {
         **o.recorded(["epochs", "batch_size", "optimizer", "rate"]),
-        "knobs": asdict(Knobs(o.momentum, weight_decay=o.weight_decay)),
+        "knobs": asdict(OptimizerSettings(o.momentum, weight_decay=o.weight_decay)),
         **o.recorded(["schedule", "warmup", "clip", "mixup", "augment", "regularize", "strength", "patience", "seed"]),
         **o.recorded(["features", "blocks", "minutes", "exchange", "pattern"]),
         **asdict(objective_options(o)),

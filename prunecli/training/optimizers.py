@@ -19,8 +19,8 @@ CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Knobs:
-    """`momentum` is beta1 of the Adams; `weight_decay` acts where the decay mask is 1."""
+class OptimizerSettings:
+    """`momentum` is beta1 of the Adams. `weight_decay` applies where the decay mask is 1."""
 
     momentum: float = 0.9
     beta2: float = 0.999
@@ -39,8 +39,8 @@ class Optimizer:
     decoupled = False
     relative = False
 
-    def __init__(self, size: int, knobs: Knobs) -> None:
-        self.knobs = knobs
+    def __init__(self, size: int, settings: OptimizerSettings) -> None:
+        self.settings = settings
         self.state = {name: np.zeros(size, np.float32) for name in self.names}
 
     def direction(self, g: Flat, part: slice, step: int) -> Flat:
@@ -48,7 +48,7 @@ class Optimizer:
         raise NotImplementedError
 
     def update(self, weights: Flat, gradients: Flat, decays: Flat, rates: Flat, step: int) -> None:
-        decay = self.knobs.weight_decay
+        decay = self.settings.weight_decay
         for part in chunks(len(weights)):
             w, g = weights[part], gradients[part]
             if decay and not self.decoupled:
@@ -63,7 +63,7 @@ class Optimizer:
 class OptimizerEntry:
     """A registered optimizer: how to make one for n weights, and the learning rate it starts from by default."""
 
-    make: Callable[[int, Knobs], Optimizer]
+    make: Callable[[int, OptimizerSettings], Optimizer]
     rate: float
 
 
@@ -93,9 +93,9 @@ class Momentum(Optimizer):
 
     def direction(self, g: Flat, part: slice, step: int) -> Flat:
         v = self.state["velocity"][part]
-        v *= self.knobs.momentum
+        v *= self.settings.momentum
         v += g
-        return g + self.knobs.momentum * v
+        return g + self.settings.momentum * v
 
 
 @optimizer("adam", rate=1e-3)
@@ -107,7 +107,7 @@ class Adam(Optimizer):
     def direction(self, g: Flat, part: slice, step: int) -> Flat:
         """m / (sqrt(v) + epsilon), both moments corrected for their start at zero."""
         m, v = self.state["first"][part], self.state["second"][part]
-        k = self.knobs
+        k = self.settings
         m *= k.momentum
         m += (1 - k.momentum) * g
         v *= k.beta2

@@ -24,7 +24,7 @@ from prunecli.calibration.objective import (
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import heads_of
-from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Runner, data_dims, run_pass
+from prunecli.evaluation.passes import BASELINE, MODEL, ReadingOptions, Runner, data_dims, run_pass
 from prunecli.evaluation.robustness import is_image
 from prunecli.model import Model, concrete_shapes, count_macs, load
 from prunecli.model.constants import Holder, holders
@@ -137,7 +137,7 @@ def prepare_training(
     )
     score = None
     if validation is not None:
-        score = _Judge(model, parameters, objective, data=validation, options=options, teacher=teacher).score
+        score = _Validation(model, parameters, objective, data=validation, options=options, teacher=teacher).score
     moving = MovingMasks(options.exchange, options.pattern, movable(parameters, options.masked))
     trainer = Trainer(
         steppers, supply, options, hyper=hyper, score=score, moving=moving if score and moving.names else None
@@ -278,7 +278,7 @@ def _notes(graph: GradientModel, batch_size: int, asked: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _Validation:
     """Scores the present parameters on held-out data, higher is better: mean goodness with labels, else the
     signal-to-noise ratio to the teacher in dB: that of the mean of noise over signal, of the outputs imitated."""
 
@@ -292,7 +292,7 @@ class _Judge:
     def score(self, statistics: Mapping[str, Array]) -> float:
         store(self.model, self.parameters, statistics)
         runners = {MODEL: Runner(Session.open(self.model.ir, threads=self.options.execution.thread_count))}
-        asked = Asked(output_name=self.options.output_name)
+        asked = ReadingOptions(output_name=self.options.output_name)
         if self.objective.reading is None and self.teacher is not None:
             own = {name: self.teacher.outputs.get(name, name) for name in self.objective.imitated}
             pair = {MODEL: replace(runners[MODEL], outputs={name: name for name in own}),

@@ -19,7 +19,7 @@ from prunecli.registry import into
 from prunecli.runtime import Session
 from prunecli.training.exchange import TIMES, UNTIL, MovingMasks
 from prunecli.training.hyperparameters import TRIAL, Hyperparameters
-from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, Optimizer, clip_norm, warmed
+from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, OptimizerSettings, clip_norm, warmed
 from prunecli.training.parameters import Parameter, Parameters
 from prunecli.training.supply import Supply
 from prunecli.types import Json
@@ -136,8 +136,8 @@ class Trainer:
         self.steppers, self.supply, self.options, self.score = steppers, supply, options, score
         self.parameters, self.moving = steppers.whole.parameters, moving
         self.at = Progressed(hyper=asdict(hyper))
-        knobs = Knobs(options.momentum, weight_decay=options.weight_decay)
-        self.optimizer: Optimizer = OPTIMIZERS[options.optimizer].make(len(self.parameters.values), knobs)
+        settings = OptimizerSettings(options.momentum, weight_decay=options.weight_decay)
+        self.optimizer: Optimizer = OPTIMIZERS[options.optimizer].make(len(self.parameters.values), settings)
         self.slopes = np.zeros_like(self.parameters.values) if moving else np.zeros(0, np.float32)
         self.statistics: dict[str, Array] = {}
         self.best: dict[str, Array] = {}

@@ -23,9 +23,9 @@ from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import file_sizes, macs_by_weight
 from prunecli.options.groups import QuantizedLast
 from prunecli.options.sizes import at_data
-from prunecli.packing.after import pack_options, packed_after, told
-from prunecli.quantization.after import quantized_after, told_packed, told_quantized
-from prunecli.shrinking.after import shrunk_after, told_shrunk
+from prunecli.packing.after import pack_options, packed_after, with_packed
+from prunecli.quantization.after import quantized_after, with_packed_size, with_quantized
+from prunecli.shrinking.after import shrunk_after, with_shrunk
 from prunecli.training.gradual import (
     at_share,
     check_plans,
@@ -105,12 +105,12 @@ def _finished(
         return zeroed(path, replace(once, output=place, dry_run=False), selector, progress=progress)
 
     if last == "shrink":
-        return told_shrunk(*shrunk_after(target, options, make, progress=progress))
+        return with_shrunk(*shrunk_after(target, options, make, progress=progress))
     if last == "quantize":
         assert isinstance(options, QuantizedLast)
-        return told_quantized(*quantized_after(path, target, options, make=make, progress=progress))
-    done = told(*packed_after(target, pack_options(options), make, progress=progress), options.dry_run)
-    return replace(done, quantised=told_packed(done.quantised, done.after.file_bytes))
+        return with_quantized(*quantized_after(path, target, options, make=make, progress=progress))
+    done = with_packed(*packed_after(target, pack_options(options), make, progress=progress), options.dry_run)
+    return replace(done, quantised=with_packed_size(done.quantised, done.after.file_bytes))
 
 
 def _pruned(

@@ -15,13 +15,13 @@ from prunecli.report.sections import (
     KEPT,
     MOST,
     ZEROED,
+    detail_text,
     headline,
     layer_bars,
     proof_text,
     shape_text,
     size_bars,
     size_table,
-    told,
     warnings,
     written,
 )
@@ -139,7 +139,7 @@ def _how(found: MagnitudeResult) -> list[Section]:
         said += f", layers given their share by {recipe['allocate']}"
     if recipe.get("recover", "none") != "none":
         said += f", what is left fitted to the original's outputs ({recipe['recover']})"
-    return [told(said)]
+    return [detail_text(said)]
 
 
 def _layers(found: MagnitudeResult) -> Table:
@@ -182,7 +182,7 @@ def _left(found: MagnitudeResult) -> list[Section]:
     if found.left:
         parts = [f"{KINDS.get(kind, 'other weights')} ({_counted(tensors, 'tensor')}, {_counted(params, 'element')})"
                  for kind, (tensors, params) in found.left.items()]  # fmt: skip
-        sections.append(told(f"not zeroed: {', '.join(parts)} (--also, --include and --exclude choose)"))
+        sections.append(detail_text(f"not zeroed: {', '.join(parts)} (--also, --include and --exclude choose)"))
     others = [item for item in found.skipped if item.name not in _named(found)]
     if others:
         rows = [(item.name, item.reason) for item in others]

@@ -126,7 +126,7 @@ def test_bad_data_is_two_lines_and_exit_2(options: str, error: str, hint: str, p
 @pytest.mark.parametrize("gate", ["latency.speedup<1.5", "latency.low<0.001", "latency.speedup>99"])
 def test_what_is_not_measurable_now_fails_its_gate(gate: str, prune: Prune, monkeypatch: pytest.MonkeyPatch) -> None:
     busy = "other processes took 70 % of the CPU time"
-    monkeypatch.setattr("prunecli.evaluation.latency.speedup", lambda *_: Speedup(9.57, 9.0, 10.0, busy))
+    monkeypatch.setattr("prunecli.evaluation.latency.speedup", lambda *_, **named: Speedup(9.57, 9.0, 10.0, busy))
     done = prune(*EVALUATE, "--fail-if", gate, "--format", "json")
     assert done.code == 1
     assert f"{gate} ({gate.split('<')[0].split('>')[0]} is not measurable now: {busy})" in done.err

@@ -144,12 +144,10 @@ def test_help_is_complete(prune: Prune) -> None:
 def test_a_latency_out_of_reach_ends_with_one(prune: Prune, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A promised limit that is not met is a gate that fails; nothing is written."""
     from prunecli.evaluation.latency import Speedup
-    from prunecli.structures.latency import LatencyBench
+    from prunecli.structures.latency import CutTimer
 
-    monkeypatch.setattr(LatencyBench, "compare", lambda self, model: Speedup(1.0, 0.97, 1.03))
-    monkeypatch.setattr(
-        LatencyBench, "layer_times", lambda self, removed: [{"conv3": 2 - mask.mean()} for mask in removed]
-    )
+    monkeypatch.setattr(CutTimer, "compare", lambda self, model: Speedup(1.0, 0.97, 1.03))
+    monkeypatch.setattr(CutTimer, "layer_times", lambda self, removed: [{"conv3": 2 - mask.mean()} for mask in removed])
     done = prune("structured", path, "--latency", "0.5")
     assert (done.code, done.out) == (1, "")
     assert "no faster model exists within these limits" in done.err

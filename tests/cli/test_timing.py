@@ -28,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Fake:
     def fake(gain: Speedup) -> list[TimingOptions]:
         asked: list[TimingOptions] = []
 
-        def measure_pair(model: Any, baseline: Any, how: TimingOptions, *_: Any) -> TimedPair:
+        def measure_pair(model: Any, baseline: Any, how: TimingOptions, **named: Any) -> TimedPair:
             asked.append(how)
             return TimedPair(Latency(np.full(9, 2.0), how), Latency(np.full(9, 4.0), how), gain)
 
@@ -96,7 +96,7 @@ def test_evaluate_has_it_among_the_sizes_and_leaves_it_out(
     prune: Prune, clock: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(TWICE)
-    monkeypatch.setattr("prunecli.evaluation.evaluate.explain", lambda *_: "Because it is so.")
+    monkeypatch.setattr("prunecli.evaluation.evaluate.explain", lambda *_, **named: "Because it is so.")
     words = ["evaluate", SAMPLES / "digits-mlp.onnx", "--baseline", CNN, "--data", TEST]
     shown = prune(*words, "--format", "markdown").out
     assert "| latency | 2 ms | 4 ms | x 0.500 (0.476 to 0.526) |" in shown
@@ -143,7 +143,7 @@ def test_what_is_not_measurable_is_said_in_the_report(prune: Prune, clock: Fake,
 def test_a_model_that_cannot_be_timed_is_written_and_says_why(
     prune: Prune, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **named: Any) -> Any:
         raise PruneError("no inputs can be made", "give --data")
 
     monkeypatch.setattr(speed, "first_batch", refuse)

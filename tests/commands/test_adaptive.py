@@ -373,7 +373,9 @@ def test_samples_are_drawn_with_what_they_are_judged_by(
     np.savez(tmp_path / "d.npz", **arrays)
     drawn: list[Any] = []
     of = TrialSamples.of
-    monkeypatch.setattr(TrialSamples, "of", lambda data, *given: (drawn.append(data), of(data, *given))[1])
+    monkeypatch.setattr(
+        TrialSamples, "of", lambda data, *given, **named: (drawn.append(data), of(data, *given, **named))[1]
+    )
     metric = "spearman" if labels == "pairs" else None
     sensitivity(MLP, data=tmp_path / "d.npz", metric=metric, levels=[0.5], jobs=1, include=["fc1*"])
     (data,) = drawn

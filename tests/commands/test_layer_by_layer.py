@@ -90,11 +90,11 @@ class Stops:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         self.left, put = after, fitted.LayerJournal.put
 
-        def counted(journal: Any, *args: Any) -> Any:
+        def counted(journal: Any, *args: Any, **named: Any) -> Any:
             self.left -= 1
             if self.left < 0:
                 raise KeyboardInterrupt
-            return put(journal, *args)
+            return put(journal, *args, **named)
 
         monkeypatch.setattr(fitted.LayerJournal, "put", counted)
 
@@ -312,8 +312,8 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
 def test_some_rows_stand_for_all_of_a_large_layer(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curves, measured = [], module.losses
 
-    def told(*args: Any) -> Any:
-        curves.append(measured(*args))
+    def told(*args: Any, **named: Any) -> Any:
+        curves.append(measured(*args, **named))
         return curves[-1]
 
     monkeypatch.setattr(module, "losses", told)

@@ -369,8 +369,8 @@ def test_a_model_with_nothing_to_cut_says_why(tmp_path: Path) -> None:
 def test_a_wrong_cut_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module.remove
 
-    def wrong(model: ir.Model, *args: Any) -> None:
-        right(model, *args)
+    def wrong(model: ir.Model, *args: Any, **named: Any) -> None:
+        right(model, *args, **named)
         value = model.graph.initializers["w2"]
         assert value.const_value is not None
         value.const_value = ir.tensor(np.flip(value.const_value.numpy(), 0).copy(), name="w2")

@@ -21,7 +21,7 @@ from prunecli.evaluation.latency import Latency, Speedup, TimingOptions
 from prunecli.model import Dims
 from prunecli.structures import latency as module
 from prunecli.structures.choose import OutOfReachError
-from prunecli.structures.latency import ROUNDS, LatencyBench, Measured, TimedChoice, fastest_enough, search
+from prunecli.structures.latency import ROUNDS, CutTimer, Measured, TimedChoice, fastest_enough, search
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import AnalysedAs, open_cuttable
 from prunecli.structures.structured import structured
@@ -134,15 +134,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Replace the clock of the comparison: `floor` is what a model without any work would take."""
 
     def start(floor: float) -> None:
-        def run(self: LatencyBench, model: ir.Model) -> Speedup:
+        def run(self: CutTimer, model: ir.Model) -> Speedup:
             whole = work_of(onnx.load(self.subject.file.path))
             return gain(floor + (1 - floor) * work_of(ir.to_proto(model)) / whole)
 
-        def layer_times(self: LatencyBench, removed: Any) -> list[dict[str, float]]:
+        def layer_times(self: CutTimer, removed: Any) -> list[dict[str, float]]:
             return [self_times(ir.to_proto(self.build(mask))) for mask in removed]
 
-        monkeypatch.setattr(LatencyBench, "compare", run)
-        monkeypatch.setattr(LatencyBench, "layer_times", layer_times)
+        monkeypatch.setattr(CutTimer, "compare", run)
+        monkeypatch.setattr(CutTimer, "layer_times", layer_times)
 
     return start
 
@@ -207,7 +207,7 @@ def test_the_real_clock_times_every_layer(target: Any, tmp_path: Path, monkeypat
     monkeypatch.setattr(module, "COMPARE_SECONDS", 0.1)
     monkeypatch.setattr(profile, "PROFILE_SECONDS", 0.1)
     subject = open_cuttable(net_file(tmp_path, wide), AnalysedAs("channel,head"), Dims())
-    bench = LatencyBench(subject, CutOptions(target=target), no_progress)
+    bench = CutTimer(subject, CutOptions(target=target), no_progress)
     run = bench.runnable(subject.file.path)
     kinds = {node.op_type for node in onnx.load(run).graph.node} if isinstance(run, Path) else set()
     assert ("QuantizeLinear" in kinds) is (target == "cpu-int8")

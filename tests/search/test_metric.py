@@ -12,7 +12,7 @@ from prunecli.arrays import Array
 from prunecli.data import Batch, Classes
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import FidelitySums
-from prunecli.evaluation.passes import Asked
+from prunecli.evaluation.passes import ReadingOptions
 from prunecli.evaluation.quality import METRICS, compute_metrics
 from prunecli.search.metric import FIDELITY, TrialMetric, agreement, choose_metric
 
@@ -32,7 +32,7 @@ def pieces(values: Array) -> list[dict[str, Array]]:
 
 
 def judged(metric: str | None, labels: Array | None, base: Array, trial: Array) -> tuple[TrialMetric, dict[str, Array]]:
-    found = choose_metric(metric, Asked(), labels, batches(labels), pieces(base), heads={"y": False})
+    found = choose_metric(metric, ReadingOptions(), labels, batches(labels), pieces(base), heads={"y": False})
     return found, found.records(zip(batches(labels), pieces(trial), pieces(base), strict=True))
 
 
@@ -100,23 +100,23 @@ def test_damage_is_the_divergence_of_scores_and_relative_elsewhere() -> None:
     divergence = (p * np.log(p / q)).sum(1)
     np.testing.assert_allclose(found.damage({"y": LOGITS}, {"y": NOISY}, 400), divergence, rtol=1e-6)  # float64
     maps = RNG.normal(size=(400, 2, 3, 3)).astype(np.float32)
-    other = choose_metric("cosine", Asked(), None, batches(None), pieces(maps))
+    other = choose_metric("cosine", ReadingOptions(), None, batches(None), pieces(maps))
     np.testing.assert_allclose(other.damage({"y": maps}, {"y": maps * 0.5}, 400).mean(), 0.25, rtol=1e-6)
 
 
 def test_what_labels_mean_does_not_depend_on_the_part() -> None:
     """One output, targets that are counts: a part that happens to hold 0 and 1 alone is no yes-or-no question."""
     counts, part = np.arange(400) % 3, np.arange(400) % 2
-    found = choose_metric(None, Asked(), np.concatenate([part, counts]), batches(part), pieces(NUMBERS))
+    found = choose_metric(None, ReadingOptions(), np.concatenate([part, counts]), batches(part), pieces(NUMBERS))
     assert found.name == "r2"
-    assert choose_metric(None, Asked(), part, batches(part), pieces(NUMBERS)).name == "accuracy"
+    assert choose_metric(None, ReadingOptions(), part, batches(part), pieces(NUMBERS)).name == "accuracy"
 
 
 def test_folders_of_other_classes_are_refused() -> None:
     """Three folders, numbered 0 to 2, and a model of seven classes."""
     three = Classes({0: "a", 1: "b", 2: "c"}, complete=True)
     with pytest.raises(PruneError, match="3 classes"):
-        choose_metric(None, Asked(), CLASSES % 3, batches(CLASSES % 3), pieces(LOGITS), three)
+        choose_metric(None, ReadingOptions(), CLASSES % 3, batches(CLASSES % 3), pieces(LOGITS), three)
 
 
 def test_an_original_that_gives_no_numbers_is_refused() -> None:
@@ -137,9 +137,9 @@ def test_damage_is_told_of_the_numbers_that_the_original_gives() -> None:
 
 def test_an_output_whose_size_follows_the_weights_is_no_measure() -> None:
     parts = [{"y": LOGITS[i : i + 100], "found": LOGITS[: 10 + i // 100]} for i in range(0, 400, 100)]
-    assert set(choose_metric(None, Asked(), CLASSES, batches(CLASSES), parts).scales) == {"y"}
+    assert set(choose_metric(None, ReadingOptions(), CLASSES, batches(CLASSES), parts).scales) == {"y"}
     alone = [{"found": part["found"]} for part in parts]
-    found = choose_metric("cosine", Asked(), None, batches(None), alone)
+    found = choose_metric("cosine", ReadingOptions(), None, batches(None), alone)
     with pytest.raises(PruneError, match="changes its size"):
         found.damage({"found": LOGITS[:10]}, {"found": LOGITS[:9]}, 100)
 

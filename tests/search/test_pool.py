@@ -17,7 +17,7 @@ import pytest
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.evaluation.passes import Asked
+from prunecli.evaluation.passes import ReadingOptions
 from prunecli.runtime import Session
 from prunecli.search.metric import choose_metric
 from prunecli.search.runner import Dask, InProcess, LocalProcesses, WorkerPool
@@ -60,7 +60,7 @@ def workspace(ranking: WeightRanking) -> Workspace:
     data = DataOptions(str(SAMPLES / "digits-test.npz")).open(session.inputs)
     batches = list(data.batches(64))
     reference = list(outputs_of(session, batches, 1 << 20))
-    metric = choose_metric(None, Asked(), data.labels, batches, reference)
+    metric = choose_metric(None, ReadingOptions(), data.labels, batches, reference)
     content = np.frombuffer(MLP.read_bytes(), np.uint8)
     return Workspace(os.urandom(8).hex(), {"m.onnx": content}, ranking.at, TrialSamples(batches, reference, metric), 3)
 

@@ -315,7 +315,7 @@ def test_no_model_without_its_tokenizer(tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("tokenizers")
     path = saved(encoder(Net(), 30), tmp_path / "m.onnx")
     (tmp_path / "text.txt").write_text("t3 t5")
-    monkeypatch.setattr("prunecli.shrinking.shrink.encoded", lambda *given: [])
+    monkeypatch.setattr("prunecli.shrinking.shrink.encoded", lambda *given, **named: [])
     with pytest.raises(PruneError, match="splits the text otherwise"):
         shrunk(path, vocabulary=tmp_path / "text.txt", tokenizer=words(tmp_path / "t.json", 30))
     assert not (tmp_path / "out.onnx").exists()

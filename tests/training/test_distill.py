@@ -25,7 +25,7 @@ from prunecli.training.checkpoint import Keeper
 from prunecli.training.exchange import moved
 from prunecli.training.finetune import finetune
 from prunecli.training.hyperparameters import settle, tuned
-from prunecli.training.session import _Judge
+from prunecli.training.session import _Validation
 from tests import tiny
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -146,7 +146,7 @@ def test_zeros_are_exact_after_masks_have_moved(
     fit = {} if command == "magnitude" else {"data": FIT}
     plain = COMMANDS[command](MLP, output=tmp_path / "plain.onnx", threads=1, **fit, **asked)
     scores = iter(range(100))
-    monkeypatch.setattr(_Judge, "score", lambda self, statistics: float(next(scores)))
+    monkeypatch.setattr(_Validation, "score", lambda self, statistics: float(next(scores)))
     found = run(command, tmp_path / "out.onnx", exchange=0.3, **asked)
     before, after = tensors(tmp_path / "plain.onnx"), tensors(tmp_path / "out.onnx")
     names = [layer.weight for layer in found.layers]
@@ -202,7 +202,7 @@ def test_where_nothing_is_gained_the_closed_forms_stay_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([10.0, *[5.0] * 50])
-    monkeypatch.setattr(_Judge, "score", lambda self, statistics: next(scores))
+    monkeypatch.setattr(_Validation, "score", lambda self, statistics: next(scores))
     found = run("oneshot", tmp_path / "o.onnx", sparsity=0.8)
     monkeypatch.undo()
     prunecli.oneshot(MLP, output=tmp_path / "closed.onnx", data=FIT, sparsity=0.8, threads=1)

@@ -13,7 +13,7 @@ from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.options.training import AUGMENTS as NAMES
 from prunecli.options.training import parse_augments
-from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, clip_norm, warmed
+from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSettings, clip_norm, warmed
 from prunecli.training.parameters import Parameters, trainable
 from prunecli.training.supply import AUGMENTS, apply_augments, crop, mixup
 from tests import tiny
@@ -21,7 +21,7 @@ from tests import tiny
 STEPS, RATE = 4, 0.1
 
 
-def sgd(w: Array, grads: list[Array], k: Knobs) -> Array:
+def sgd(w: Array, grads: list[Array], k: OptimizerSettings) -> Array:
     v = np.zeros_like(w)
     for g in grads:
         g = g + k.weight_decay * w
@@ -30,7 +30,7 @@ def sgd(w: Array, grads: list[Array], k: Knobs) -> Array:
     return w
 
 
-def adam(w: Array, grads: list[Array], k: Knobs, decoupled: bool = False) -> Array:
+def adam(w: Array, grads: list[Array], k: OptimizerSettings, decoupled: bool = False) -> Array:
     m = v = np.zeros_like(w)
     for t, g in enumerate(grads, 1):
         g = g if decoupled else g + k.weight_decay * w
@@ -51,20 +51,20 @@ def test_optimizers_follow_their_formula(name: str, decay: float) -> None:
     size = 70_000  # more than one chunk
     start = rng.standard_normal(size)
     grads = [rng.standard_normal(size) for _ in range(STEPS)]
-    knobs = Knobs(weight_decay=decay)
+    settings = OptimizerSettings(weight_decay=decay)
     weights = start.astype(np.float32)
-    optimizer = OPTIMIZERS[name].make(size, knobs)
+    optimizer = OPTIMIZERS[name].make(size, settings)
     for step, g in enumerate(grads, 1):
         optimizer.update(weights, g.astype(np.float32), np.ones(size, np.float32), np.full(size, RATE), step)
     # float32 keeps some 1e-7 of each of four steps' terms, of size up to about 5
-    assert np.abs(weights - FORMULAS[name](start, grads, knobs)).max() < 1e-5
+    assert np.abs(weights - FORMULAS[name](start, grads, settings)).max() < 1e-5
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_acts_only_where_it_is_wanted(name: str) -> None:
     weights, still = np.ones(4, np.float32), np.zeros(4, np.float32)
     decays = np.array([1, 0, 1, 0], np.float32)
-    OPTIMIZERS[name].make(4, Knobs(weight_decay=0.5)).update(weights, still, decays, np.full(4, RATE), 1)
+    OPTIMIZERS[name].make(4, OptimizerSettings(weight_decay=0.5)).update(weights, still, decays, np.full(4, RATE), 1)
     assert (weights[decays == 0] == 1).all() and (weights[decays == 1] < 1).all()
 
 

@@ -69,13 +69,13 @@ def test_a_file_that_is_not_what_was_trained_is_refused(tmp_path: Path, monkeypa
 
     right = module.save
 
-    def spoilt(file: Any, target: Path, options: Any, proof: Any) -> Any:
+    def spoilt(file: Any, target: Path, options: Any, verify: Any) -> Any:
         def inspect(staged: Path) -> None:
             model = onnx.load(staged)
             weight = next(t for t in model.graph.initializer if len(t.dims) > 1)
             weight.CopyFrom(numpy_helper.from_array(1.05 * numpy_helper.to_array(weight), weight.name))
             onnx.save(model, staged)
-            proof(staged)
+            verify(staged)
 
         return right(file, target, options, inspect)
 
@@ -389,10 +389,10 @@ def test_a_default_rate_that_harms_is_lowered_and_that_is_said(tmp_path: Path, m
 
 def scored(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
     """Held-out data on which the start has the first score, and epochs the others."""
-    from prunecli.training.session import _Judge
+    from prunecli.training.session import _Validation
 
     left = iter(scores)
-    monkeypatch.setattr(_Judge, "score", lambda self, statistics: next(left))
+    monkeypatch.setattr(_Validation, "score", lambda self, statistics: next(left))
 
 
 @pytest.mark.parametrize(("scores", "asked", "kept"), [
