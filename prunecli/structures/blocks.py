@@ -27,7 +27,7 @@ from prunecli.structures.target import Budget
 from prunecli.types import Json, Progress, no_progress
 
 SAMPLES = 256
-"""Of the data: enough to rank blocks by, and few enough to run once per block and step."""
+"""Most samples of the data: enough to rank blocks, few enough for one run per block and step."""
 RANDOM_BATCHES = 2
 _FOREIGN = ("criterion", "normalize", "scope", "round_to", "target", "steps")
 
@@ -58,7 +58,7 @@ def choose_blocks(
 
 
 def check_block_options(options: CutOptions) -> None:
-    """Refuse what says nothing of blocks."""
+    """Refuse options that have no meaning for blocks."""
     for name in _FOREIGN:
         if getattr(options, name, None) != getattr(type(options), name, None):
             raise PruneError(
@@ -68,7 +68,7 @@ def check_block_options(options: CutOptions) -> None:
 
 
 def block_damage(cuttable: Cuttable, options: CutOptions) -> tuple[Damage, list[str]]:
-    """How blocks are measured, and what is to be said of it."""
+    """Return the measure of damage of blocks, and notes about it."""
     start = options.execution.open
     session = start(gated(cuttable.work, cuttable.units.blocks, cuttable.units.analysis.facts))
     if options.source is None:
@@ -86,13 +86,13 @@ def block_damage(cuttable: Cuttable, options: CutOptions) -> tuple[Damage, list[
 # -- which blocks go --------------------------------------------------------------------------------
 
 REMEASURED = 8
-"""After each block, so many of those that seemed least important are measured anew."""
+"""Number of blocks, those with the least damage so far, that are measured again after each removal."""
 
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """Exact amounts of a model without some of its blocks. `work`: by budget, what each node costs; `params` is counted
-    from the initializers that nobody reads any more."""
+    """Exact amounts of a model without some of its blocks. `work`: by budget, the cost of each node; parameters are
+    counted from the initializers that nothing reads any more."""
 
     model: ir.Model
     blocks: Sequence[ResidualBlock]
@@ -108,7 +108,7 @@ class BlockCosts:
         return sum(self.work[kind].values())
 
     def saved(self, kind: str, removed: Mask) -> float:
-        """What goes with the masked blocks: with `ratio`, the number of blocks (those inside others included)."""
+        """Return what the masked blocks cost; with `ratio`, the number of blocks (those inside others included)."""
         key = kind, removed.tobytes()
         if key not in self._known:
             dead = self.dead(removed)
@@ -121,7 +121,7 @@ class BlockCosts:
         return self._known[key]
 
     def closed(self, removed: Mask, dead: Dead | None = None) -> Mask:
-        """The mask with the blocks that lie inside removed ones."""
+        """Return the mask with the blocks added that lie inside removed ones."""
         nodes = (dead or self.dead(removed)).nodes
         inside: Mask = np.array([block.join in nodes for block in self.blocks], bool)
         return removed | inside
@@ -129,7 +129,8 @@ class BlockCosts:
 
 @dataclass(frozen=True)
 class BlockDecision:
-    """`scores`: the damage of each block's absence alone, NaN for those that may not go. `damage`: of all together."""
+    """`scores`: the damage of removing each block alone, NaN for those that must stay. `damage`: of all removed blocks
+    together."""
 
     removed: Mask
     scores: Array
@@ -200,7 +201,7 @@ class _Greedy:
         return self.costs.saved(self.budget.kind, removed) >= self.wanted - 1e-9 * self.whole
 
     def _next(self) -> int | None:
-        """The best of the few that looked best before, measured with what is gone already."""
+        """Return the best of the few blocks with the least damage so far, measured with the removed blocks gone."""
         gone = self.costs.closed(self.mask)
         free = [int(n) for n in np.flatnonzero(self.allowed & ~gone) if self._fits(int(n))]
         for number in sorted(free, key=self._price)[:REMEASURED]:
@@ -209,12 +210,12 @@ class _Greedy:
         return few[0] if few else None
 
     def _fits(self, number: int) -> bool:
-        """Whether the limit and, for a number of blocks, the target leave room for it and those inside it."""
+        """Return whether the limit and, for a number of blocks, the target allow it and the blocks inside it."""
         count = self.costs.saved("ratio", self._with(number))
         return count <= (min(self.limit, self.wanted) if self.budget.kind == "ratio" else self.limit)
 
     def _price(self, number: int) -> float:
-        """Damage added per amount saved."""
+        """Return the damage added per amount saved."""
         added = self.latest[number] - self.now if np.isfinite(self.latest[number]) else np.inf
         more = self.costs.saved(self.budget.kind, self._with(number))
         saved = max(more - self.costs.saved(self.budget.kind, self.mask), 1e-12 * self.whole) / self.whole
@@ -240,7 +241,7 @@ class _Greedy:
         )
 
     def give_back(self) -> None:
-        """Return what an amount does not need, the latest first."""
+        """Remove from the choice the blocks that the budget does not need, the last chosen first."""
         for number in [] if self.budget.kind == "ratio" else self.order[-2::-1]:
             fewer = self.mask.copy()
             fewer[number] = False
@@ -261,8 +262,8 @@ _SUMS_TO_ONE = 1e-3
 def gated(
     model: ir.Model, blocks: Sequence[ResidualBlock], facts: Facts, instead: Sequence[Array] | None = None
 ) -> ir.Model:
-    """The model with one boolean scalar input per block, by which the branch's value is kept, or something stands
-    `instead` of it: zero by default, and where there is no Where."""
+    """Return the model with one boolean scalar input per block. A gate keeps the branch's value or replaces it by
+    `instead`: zero by default, and where there is no Where."""
     kinds = [ir.DataType(facts.dtypes[block.value]) for block in blocks]
     names = [block.value.name for block in blocks]
     copy = model.clone()
@@ -276,7 +277,7 @@ def gated(
 
 
 def _insert(model: ir.Model, value: ir.Value, gate: ir.Value, other: ir.TensorProtocol) -> None:
-    """value -> Where(gate, value, other); value * gate where Where does not exist or has no kernel."""
+    """Insert value -> Where(gate, value, other), or value * gate where Where does not exist or has no kernel."""
     uses, stem, kind = list(value.uses()), gate.name, other.dtype
     if kind in _WITH_WHERE and model.opset_imports.get("", 0) >= _WHERE_SINCE:
         constant = ir.Value(name=other.name, const_value=other)
@@ -295,8 +296,8 @@ def _insert(model: ir.Model, value: ir.Value, gate: ir.Value, other: ir.TensorPr
 
 
 def refitted_damage(cuttable: Cuttable, fit: Feeds, held: Feeds, start: Callable[..., Session]) -> Damage:
-    """What the outputs miss of their spread without blocks, on held samples, as other units are measured
-    (`damage.py`): a dropped branch yields its means, which whatever reads the sum makes up for when it is refitted."""
+    """Return the relative error of the outputs without blocks, on held-out samples, comparable with that of other units
+    (`damage.py`): a dropped branch yields its means, which a refit of the layers behind the sum would restore."""
     work, blocks, facts = cuttable.work, cuttable.units.blocks, cuttable.units.analysis.facts
     gates = gated(work, blocks, facts, instead=_means(work, blocks, fit, start=start))
     names, made = looked_at(gates.graph.outputs), {v.name: v for node in gates.graph for v in node.outputs}
@@ -307,7 +308,7 @@ def refitted_damage(cuttable: Cuttable, fit: Feeds, held: Feeds, start: Callable
 def _means(
     model: ir.Model, blocks: Sequence[ResidualBlock], feeds: Feeds, start: Callable[..., Session]
 ) -> list[Array]:
-    """Of what every branch yields: the mean of each position of the block's axis, in a shape that broadcasts."""
+    """Return the mean of what every branch yields, per position of the block's axis, in a shape that broadcasts."""
     copy = model.clone()
     made = {v.name: v for node in copy.graph for v in node.outputs}
     copy.graph.outputs[:] = [made[block.value.name] for block in blocks]

@@ -15,7 +15,7 @@ import numpy as np
 from prunecli.arrays import Array, Mask
 
 Cost = Callable[[Mask], float]
-"""What remains when the masked units are gone; never larger for more units."""
+"""The amount that remains without the masked units; never larger for more units."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class UnitPool:
         return slice(self.first, self.first + self.count)
 
     def order(self, scores: Array) -> Array:
-        """Its units, the first to go first: the lowest score, of equal scores the later."""
+        """Its units in the order of removal: the lowest score first, of equal scores the later one."""
         return self.first + np.lexsort((-np.arange(self.count), scores[self.units]))
 
 
 @dataclass(frozen=True)
 class Bundles:
-    """What goes at once: bundle b is `units[start[b]:start[b + 1]]` with the score `score[b]` and belongs to pool
-    `pool[b]`; a pool's bundles are listed lowest first, with scores that never fall."""
+    """Units that are removed together: bundle b is `units[start[b]:start[b + 1]]` with the score `score[b]`, from pool
+    `pool[b]`. The bundles of a pool are in the order of removal, with scores that never fall."""
 
     units: Array
     start: Array
@@ -55,7 +55,7 @@ class Bundles:
         return len(self.score)
 
     def mask(self, chosen: Array, total: int) -> Mask:
-        """The units of the chosen bundles."""
+        """Return the mask of the units in the chosen bundles."""
         out = np.zeros(total, bool)
         for bundle in np.asarray(chosen).tolist():
             out[self.units[self.start[bundle] : self.start[bundle + 1]]] = True
@@ -67,7 +67,7 @@ class Bundles:
 
 
 def bundle(pools: Sequence[UnitPool], scores: Array) -> Bundles:
-    """Bundles of every pool, by score."""
+    """Return the bundles of every pool, by score."""
     units: list[Array] = []
     score: list[float] = []
     owner: list[int] = []
@@ -85,9 +85,9 @@ def bundle(pools: Sequence[UnitPool], scores: Array) -> Bundles:
 
 
 def by_ratio(pools: Sequence[UnitPool], bundles: Bundles, ratio: float, everywhere: bool) -> Array:
-    """Bundles for a fraction of the units: of each pool, or of all together, lowest scores first.
+    """Return bundles that hold a fraction of the units: of each pool, or of all together, lowest scores first.
 
-    Exactly round(ratio * units) go where bundles are single units and no limit stands against it; never more.
+    With bundles of single units and no limits, exactly round(ratio * units) are removed; never more.
     """
     if everywhere:
         return _first_that_fit(
@@ -105,14 +105,14 @@ def _first_that_fit(bundles: Bundles, order: Array, ratio: float, count: int) ->
 
 
 def by_cost(bundles: Bundles, order: Array, cost: Cost, target: float, total: int) -> Array:
-    """Bundles whose removal costs at most the target, and as little below it as exchanging the last ones gets.
+    """Return bundles whose removal lowers the cost to the target or a little below.
 
-    The shortest prefix of `order` that meets the target overshoots by its last bundle; where that is a large one,
-    smaller ones from further on take its place. What the budget does not need is given back.
+    The shortest prefix of `order` that meets the target overshoots by its last bundle. If that one is large, smaller
+    ones from later in the order replace it. Bundles that the budget does not need are dropped from the choice.
 
     Args:
-        order: bundles from the first to go to the last; those of a pool in their own order.
-        cost: exact; called some log2(len(order)) + 3 * TRIES times.
+        order: bundles in the order of removal; those of a pool in their own order.
+        cost: exact; called about log2(len(order)) + 3 * TRIES times.
     """
 
     def left(chosen: list[int]) -> float:
@@ -131,16 +131,16 @@ def by_cost(bundles: Bundles, order: Array, cost: Cost, target: float, total: in
 
 
 SKIPS = 3
-"""How many of the last bundles of the prefix are left out by turns, for a closer fit."""
+"""Number of bundles at the end of the prefix that are left out in turn for a closer fit."""
 TRIES = 32
-"""How many bundles around the end of the prefix are looked at for a closer fit."""
+"""Number of bundles around the end of the prefix that are tried for a closer fit."""
 
 
 def _without(
     bundles: Bundles, ranked: list[int], skipped: int, left: Callable[[list[int]], float], target: float
 ) -> list[int] | None:
-    """The prefix without one bundle and its pool's later ones, filled up from the bundles after it; None if that
-    does not suffice."""
+    """Return the prefix without one bundle and the later ones of its pool, filled up from the bundles after it; None if
+    that does not reach the target."""
     chosen, closed = ranked[:skipped], {int(bundles.pool[ranked[skipped]])}
     for candidate in ranked[skipped + 1 : skipped + 1 + TRIES]:
         if int(bundles.pool[candidate]) not in closed:
@@ -151,7 +151,8 @@ def _without(
 
 
 def _give_back(bundles: Bundles, chosen: list[int], left: Callable[[list[int]], float], target: float) -> list[int]:
-    """Return what the budget does not need: from the most important down, the last bundle of its pool only."""
+    """Return the choice without bundles that the budget does not need, from the most important down; of a pool only its
+    last bundle may stay after all."""
     kept = chosen
     for candidate in chosen[-2 : -TRIES - 2 : -1]:
         later = kept[kept.index(candidate) + 1 :]
@@ -162,7 +163,7 @@ def _give_back(bundles: Bundles, chosen: list[int], left: Callable[[list[int]], 
 
 
 def interleaved(pools: Sequence[UnitPool], bundles: Bundles) -> Array:
-    """An order in which all pools shrink in step: by the fraction of the pool that is gone after each bundle."""
+    """Return an order in which all pools shrink by equal fractions."""
     gone = np.zeros(len(bundles))
     for number, pool in enumerate(pools):
         mine = np.flatnonzero(bundles.pool == number)
@@ -171,19 +172,20 @@ def interleaved(pools: Sequence[UnitPool], bundles: Bundles) -> Array:
 
 
 PARTNERS = 16
-"""Pools that a step of another one is traded with, at most."""
+"""Most pools that a step of another pool is traded with."""
 REACH = 2
-"""Steps that a pool is moved by at once."""
+"""Most steps that a pool is moved at once."""
 FEW_CHOICES = 2048
-"""So many are all looked at where trades end too far from the target: networks of a few narrow layers have no more."""
+"""Number of choices up to which all are tried if trades end too far from the target: networks of a few narrow layers
+have no more."""
 NEAR = 0.01
-"""A cost this near to the target, from below, meets it."""
+"""Relative distance below the target at which a cost meets it."""
 
 
 @dataclass(frozen=True)
 class BlockPools:
-    """`pools`: those that are blocks, gone at index 1; `within`: (blocks, pools), what goes with each, and so has no
-    damage of its own; `damage`: of a mask over blocks, together."""
+    """`pools`: those that are residual blocks, removed at index 1. `within`: (blocks, pools), the pools removed with
+    each block, which then have no damage of their own. `damage`: of a mask over blocks, together."""
 
     pools: Array
     within: Array
@@ -192,10 +194,11 @@ class BlockPools:
 
 @dataclass(frozen=True)
 class WidthProblem:
-    """Choose an index into the widths of every pool. `damage[p][i]`: without the units that go at width i of pool p,
-    never falling; `least`: the index that each pool has reached before. `cost`: what remains of the budgeted amount,
-    never rising with any index; `time`: what a run takes, roughly; `target`: of the cost; `slack`: of the
-    damage, is no difference, since it is not known better; `blocks`: pools that take others with them."""
+    """Choose an index into the widths of every pool. `damage[p][i]`: without the units that are removed at width i of
+    pool p, never falling. `least`: the index that each pool has reached before. `cost`: what remains of the budgeted
+    amount, never rising with any index. `time`: of a run, approximately. `target`: of the cost. `slack`: relative
+    difference of damage below which two choices are equal, because it is not known better. `blocks`: pools that include
+    others."""
 
     damage: Sequence[Array]
     least: Array
@@ -214,7 +217,7 @@ class WidthProblem:
         return float(sum(own)) + self.blocks.damage(gone)
 
     def short(self, state: Array) -> float:
-        """By how much more than NEAR the cost is below the target, as a fraction of it."""
+        """Return by how much more than NEAR the cost is below the target, as a fraction of the target."""
         return max(0.0, 1 - NEAR - self.cost(state) / self.target)
 
 
@@ -222,8 +225,8 @@ Key = Callable[[Array], tuple[float, ...]]
 
 
 def exchange(problem: WidthProblem, start: Array) -> Array:
-    """A choice that meets the target as nearly and damages as little as trading steps between pairs of pools gets it
-    (of few choices: as any), and is then the fastest whose damage does not differ by more than the slack.
+    """Return the choice that meets the target most closely with the least damage that trades of steps between pairs of
+    pools reach (with few choices: the best of all); among choices within the slack, the fastest.
 
     Args:
         start: a choice within the target.
@@ -242,8 +245,8 @@ def exchange(problem: WidthProblem, start: Array) -> Array:
 
 
 def _nearest_of_all(problem: WidthProblem, found: Array) -> Array:
-    """The choice that meets the target most nearly, and of such the one that damages least, where there are few choices
-    for all pools but the one of most widths, of which the cost then tells the index; else what was found."""
+    """Return the choice closest to the target, and of such the one of least damage, where all pools but the one of most
+    widths have few choices together: the cost determines its index. Otherwise return what was found."""
     indices = [range(int(low), len(own)) for low, own in zip(problem.least, problem.damage, strict=True)]
     last = max(range(len(indices)), key=lambda pool: len(indices[pool]))
     if prod(len(own) for pool, own in enumerate(indices) if pool != last) > FEW_CHOICES:
@@ -258,7 +261,7 @@ def _nearest_of_all(problem: WidthProblem, found: Array) -> Array:
 
 
 def _trade(problem: WidthProblem, state: Array, key: Key) -> Array:
-    """Take what improves the key until nothing does."""
+    """Apply moves that improve the key until none does."""
     best, improved = key(state), True
     while improved:
         improved, few = False, _partners(problem, state)
@@ -271,8 +274,8 @@ def _trade(problem: WidthProblem, state: Array, key: Key) -> Array:
 
 
 def _moves(problem: WidthProblem, state: Array, pool: int, partners: Sequence[int]) -> Iterator[Array]:
-    """One pool some steps further or back; another one as far back as the target then allows, or as far on as it
-    needs."""
+    """Yield states in which one pool moves a few steps, and another one moves back as far as the target allows, or on
+    as far as it requires."""
     for index in range(state[pool] - REACH, state[pool] + REACH + 1):
         if index == state[pool] or not problem.least[pool] <= index < len(problem.damage[pool]):
             continue
@@ -289,8 +292,9 @@ def _moves(problem: WidthProblem, state: Array, pool: int, partners: Sequence[in
 
 
 def _filled(problem: WidthProblem, state: Array, pool: int) -> Array:
-    """The state with other pools than a block, which weighs as much as several, one after the other as far back as the
-    target allows, the most damaged first; or as far on as it needs, the least damaged first."""
+    """Return the state in which pools other than a block, which weighs as much as several, move back one after the
+    other as far as the target allows, the most damaged first; or move on as far as it requires, the least damaged
+    first."""
     assert problem.blocks is not None
     fits = problem.cost(state) <= problem.target
     harm = [float(own[index]) for own, index in zip(problem.damage, state, strict=True)]
@@ -310,8 +314,8 @@ def _filled(problem: WidthProblem, state: Array, pool: int) -> Array:
 
 
 def _fitted(problem: WidthProblem, state: Array, pool: int, low: int) -> Array | None:
-    """The state with the lowest index of one pool, from `low` on, that meets the target; None if that is the present
-    one, or none does."""
+    """Return the state with the lowest index of one pool, from `low` on, that meets the target; None if that is the
+    present state or no index does."""
     high, state = len(problem.damage[pool]), state.copy()
     present = int(state[pool])
     end = high
@@ -323,7 +327,7 @@ def _fitted(problem: WidthProblem, state: Array, pool: int, low: int) -> Array |
 
 
 def _partners(problem: WidthProblem, state: Array) -> list[int]:
-    """The pools whose next step damages least per cost, and those whose last one damages most."""
+    """Return the pools whose next step damages least per cost, and those whose last step damaged most."""
 
     def price(pool: int, index: int) -> float:
         own, step = problem.damage[pool], np.zeros(len(state), np.int64)

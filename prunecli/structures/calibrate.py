@@ -1,4 +1,4 @@
-"""What the criterion must have measured on the data before units are chosen."""
+"""Measurements of a criterion on the data, made before units are chosen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prunecli.types import Progress
 
 
 def measure(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure | None:
-    """What the criterion needs to know of the data; None where the weights suffice."""
+    """Return what the criterion needs of the data; None where the weights suffice."""
     criterion = of_structures().get(resolve_criterion(options.criterion, options.source is not None))
     if criterion is None or criterion.evidence is None or (criterion.evidence.on_data and options.source is None):
         return None
@@ -37,7 +37,8 @@ def _moments(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Mea
 
 
 def _importance(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
-    """With data, edges count the activations, and units are preferred by the norms of theirs."""
+    """Return the importance of units in the unit graph. With data, edges count activations, and units of larger
+    activation norms are preferred."""
     moments = {} if options.source is None else _input_moments(cuttable, options, progress)
     graph = graph_of(cuttable.units, moments)
     rank = graph.importance(options.damping, _norms(cuttable, moments) if moments else None)
@@ -46,7 +47,7 @@ def _importance(cuttable: Cuttable, options: CutOptions, progress: Progress) -> 
 
 
 def _norms(cuttable: Cuttable, moments: Mapping[str, Array]) -> Array:
-    """Of every unit: the root of the mean E[x^2] over all that read it."""
+    """Return, for every unit, the root of the mean of E[x^2] over all layers that read it."""
     sums, counts = np.zeros(cuttable.units.count), np.zeros(cuttable.units.count)
     slices = WeightSlices(cuttable.units)
     for group in cuttable.units.groups:
@@ -66,7 +67,7 @@ def _input_moments(cuttable: Cuttable, options: CutOptions, progress: Progress) 
 
 
 def _gates(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
-    """Of every weight that a group touches, with what is gone at zero."""
+    """Return weight times gradient of every weight that a group touches; removed positions are zero."""
     file = replace(cuttable.file, ir=cuttable.work)
     floats = {w.name for w in find_weights(file).all() if w.kind in ("weight", "bias")}
     names = sorted({name for group in cuttable.units.groups for name, _ in group.weights} & floats)
@@ -92,8 +93,8 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
 
 
 def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
-    """On a quarter of the samples, at most MOST_HELD, after fitting on the others; of many groups together on some of
-    these, with the fit that follows the cut."""
+    """Return the damage of units on a quarter of the samples, at most MOST_HELD, after fitting on the others; the
+    damage of several groups together is measured on fewer samples, after the refit that follows the cut."""
     from prunecli.structures.blocks import refitted_damage
     from prunecli.structures.damage import DamageSource, curves
     from prunecli.structures.recovery import calibration, joint_damage, recovery_method
@@ -128,10 +129,10 @@ def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Meas
 
 HELD_SHARE = 4
 MOST_HELD = 96
-"""Samples on which the damage is measured, some hundred runs of the model on each."""
+"""Most samples on which the damage is measured: the model runs a few hundred times on each."""
 JOINTLY_FITTED = 64
-"""Samples that a cut is fitted on before its damage as a whole is measured: enough to tell bad from good, not to order
-those of nearly the same damage."""
+"""Samples on which a cut is fitted before its joint damage is measured: enough to tell good from bad, not to order
+nearly equal cuts."""
 
 _MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
     "moments": _moments,

@@ -1,4 +1,4 @@
-"""Cutting what is decided, and saving it with proof; and what comes of it."""
+"""Carry out a decided cut: cut, recover, prove, save, measure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class TargetOptions(TimedOptions, Protocol):
-    """What options say of timing, and of what for."""
+    """Options of timing, and the target."""
 
     @property
     def target(self) -> str: ...
@@ -42,10 +42,9 @@ class TargetOptions(TimedOptions, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredResult(ModelResult):
-    """What was cut, and the proof. `groups`: units of like structure; `frozen`: axes of weights that cannot be
-    cut; `left`: groups that --include or --exclude leave alone; `latency`: what was measured for that budget;
-    `speed`: of the model beside the original; `packed`: of adaptive pruning with `--pack`; `removed`: positions that
-    are gone, by value and axis."""
+    """What was cut, and the proof. `groups`: groups of units. `frozen`: axes of weights that cannot be cut. `left`:
+    groups excluded by --include or --exclude. `latency`: measurements for that budget. `speed`: of the result relative
+    to the original. `packed`: with `--pack` of adaptive pruning. `removed`: removed positions by value and axis."""
 
     recipe: Json
     groups: list[GroupRow]
@@ -70,7 +69,8 @@ class StructuredResult(ModelResult):
 def decided_and_cut(
     path: Path, target: Path, options: StructuredOptions, progress: Progress, start: float
 ) -> StructuredResult:
-    """Decide what goes and carry it out; anew where something cannot follow, which then stays whole."""
+    """Decide what is removed and carry it out. If an operator cannot follow the cut, keep its axis whole and decide
+    again."""
 
     def attempt(whole: Whole) -> StructuredResult:
         cuttable, decided = decide(path, target, options, progress=progress, whole=whole)
@@ -99,14 +99,16 @@ def carry_out(
 
 
 def measured(cut: Path, original: Path, options: TargetOptions, progress: Progress) -> MeasuredSpeed:
-    """How much faster a cut is than its original, in the form that the target runs: what is quantised already is."""
+    """Return the speedup of a cut over its original, in the form that the target runs; quantised models are run as they
+    are."""
     floats = options.target == "cpu-int8" and not is_quantised(load(original).ir)
     measure = measure_int8 if floats else measure_speed
     return measure(cut, original, options, progress=progress)
 
 
 def _recovered(inspector: CutInspector, cut: ir.Model, positions: Removed) -> tuple[ir.Model, Recovery | None]:
-    """The cut model after recovery. The cut is proved by itself: what is refitted equals the original no longer."""
+    """Return the cut model after recovery. The proof is of the cut before recovery, because a refitted model no longer
+    equals the original."""
     from prunecli.structures.recovery import recover
 
     cuttable, options = inspector.cuttable, inspector.options

@@ -1,4 +1,4 @@
-"""Which units to remove: scores, normalised so that groups can compete, against a budget with exact costs."""
+"""Choose the units to remove: normalised scores against a budget with exact costs."""
 
 from __future__ import annotations
 
@@ -37,21 +37,22 @@ from prunecli.structures.widths import Alignment
 from prunecli.types import Progress, no_progress
 
 SLACK = 0.01
-"""Of the damage to the outputs, measured on a few dozen samples, that is no difference."""
+"""Relative difference of measured damage that counts as none: it is measured on a few dozen samples."""
 UNMEASURED_SLACK = 0.2
-"""Of a sum of other scores, which only guess at the damage."""
+"""Relative difference that counts as none for sums of other scores, which only estimate the damage."""
 DEARER = 1.25
-"""Times the sum of scores that faster widths may cost: the speed of a block is worth no more."""
+"""Largest ratio of the sum of scores at which faster widths are taken."""
 MENDED = 0.2
-"""Of the damage of dropped blocks by themselves, what is left once everything is refitted, roughly: the joint damage
-then decides whether any go."""
+"""Estimated share of the damage of dropped blocks that is left after a refit. The joint damage then decides whether any
+are dropped."""
 JOINTLY_DEARER = 1.1
-"""Times the joint damage that they may cost, which is measured of the whole cut and so better known than a sum."""
+"""Largest ratio of joint damage at which dropping blocks is preferred; the joint damage is measured on the whole cut,
+and so known better than a sum."""
 
 
 class Costing(Protocol):
-    """Amounts as functions of the positions left on each axis, which never grow when more is removed; and what a run
-    takes, roughly, in any unit, of the positions that are computed."""
+    """Amounts as functions of the positions left on each axis, which never grow when more is removed; and the
+    approximate time of a run, in any unit, as a function of the positions that are computed."""
 
     def of(self, kept: Array) -> Mapping[str, int]: ...
     def amount(self, kind: str, kept: Array) -> int: ...
@@ -59,7 +60,7 @@ class Costing(Protocol):
 
 
 class OutOfReachError(PruneError):
-    """A budget that no choice of units within the limits meets; `least` is the fraction that must remain."""
+    """No choice of units within the limits meets the budget; `least` is the fraction that must remain."""
 
     def __init__(self, message: str, hint: str, least: float) -> None:
         super().__init__(message, hint)
@@ -118,13 +119,13 @@ class Measurements:
 
 
 Measure = Callable[[Mapping[str, Mapping[int, Array]]], Measurements]
-"""Measurements of the model without some positions of its values."""
+"""Returns measurements of the model without some positions of its values."""
 
 
 @dataclass(frozen=True)
 class UnitDecision:
-    """`removed`: mask over units. `scores`: normalised, of the intact model. `before`, `after`: params and
-    macs. `lost`: the sum of the scores of what was removed now."""
+    """`removed`: mask over units. `scores`: normalised, of the uncut model. `before`, `after`: parameters and
+    multiply-accumulates. `lost`: the sum of the scores of the units removed in this step."""
 
     removed: Mask
     scores: Array
@@ -135,9 +136,9 @@ class UnitDecision:
 
 
 WayCut = tuple[Alignment, UnitDecision]
-"""Widths, and what goes with them."""
+"""Allowed widths, and the decision under them."""
 _MOST = 1e200
-"""Above it a score counts as that: what is infinite has no sums."""
+"""Cap of scores, so that sums stay finite."""
 
 
 def decide_units(
@@ -169,7 +170,7 @@ def decide_units(
 
 
 def resolve_criterion(name: str, data: bool) -> str:
-    """The criterion that `auto` stands for."""
+    """Return the criterion that `auto` stands for."""
     return name if name != "auto" else "activation" if data else "l2-in"
 
 
@@ -184,7 +185,7 @@ def _check(recipe: UnitRecipe, criterion: Structures, evidence: Measurements | M
 
 
 def group_limit(group: Group, max_ratio: float) -> int:
-    """Most units of a group that may go: never all, but of a block."""
+    """Return the most units of a group that may be removed: all but one, or all of a block."""
     return 1 if group.kind == "block" else min(group.count - 1, int(np.floor(max_ratio * group.count + 1e-9)))
 
 
@@ -232,11 +233,11 @@ class _Chooser:
         return replace(best, notes=[*told, *best.notes, *self._budget_notes(best)])
 
     def _fastest(self, found: Sequence[WayCut], progress: Progress) -> tuple[WayCut, str]:
-        """The fastest of these cuts, the coarsest widths first, whose damage is not much larger than the least; and in
-        words what speaks against the first.
+        """Return the fastest of these cuts, the coarsest widths first, whose damage is not much larger than the least;
+        and why the first one is not taken.
 
-        Sums of the damage of groups say little about the damage of all together, so that is measured where data are
-        given. With a table of times the same choice is made again and again, and sums decide.
+        Sums of the damage of groups say little about their joint damage, so that is measured where data are given. With
+        a table of times the same choice is made many times, and sums decide.
         """
         different: dict[bytes, WayCut] = {}
         for pair in found:
@@ -254,7 +255,8 @@ class _Chooser:
         return chosen, "is no faster" if distinct[0] in good else dear
 
     def _cuts(self, ways: Iterable[Alignment], progress: Progress, gone: Mask | None) -> list[WayCut]:
-        """The choice with each of these widths, but where they cannot meet the budget or nothing would go."""
+        """Return the choice under each of these widths; widths that cannot meet the budget or remove nothing are left
+        out."""
         found = []
         for way in ways:
             self.alignment, self.pools = way, self._pools(way)
@@ -274,21 +276,22 @@ class _Chooser:
         return UnitDecision(removed, first, self.before, after=after, notes=[], lost=lost)
 
     def _lost(self, scores: Array, units: Mask) -> float:
-        """The sum of the scores of the units, and of dropped blocks the damage that they do together."""
+        """Return the sum of the scores of the units, with the joint damage of dropped blocks."""
         dropped = self.catalogue.dropped(units)
         alone = self.catalogue.outside(units) if dropped.any() else units
         lost = float(np.clip(scores[alone], 0, _MOST).sum())
         return lost + self._block_damage(dropped) if dropped.any() else lost
 
     def _block_damage(self, dropped: Mask) -> float:
-        """Of the blocks that are dropped together, once the rest is refitted."""
+        """Return the joint damage of the dropped blocks, once the rest is refitted."""
         assert self.evidence is not None and self.evidence.blocks is not None
         return self.evidence.blocks(dropped) * (self.alignment.mended or 0.0)
 
     def _width_notes(self, asked: Alignment, why: str) -> Iterator[str]:
-        """Where something else was taken than what was asked for, and what is too narrow for that.
+        """Say which widths were used in place of those asked for, and which groups are too narrow for them.
 
-        why: what the budget would do with the widths that were asked for.
+        Args:
+            why: what the budget would do with the widths that were asked for.
         """
         if replace(self.alignment, mended=asked.mended) != asked:
             told = f"--round-to auto: {self._named(self.budget.target)} {why} with {asked.words}"
@@ -304,7 +307,7 @@ class _Chooser:
                     yield f"--round-to {asked.block}: {told}"
 
     def _budget_notes(self, found: UnitDecision) -> Iterator[str]:
-        """How far below the target the cut ends, where that is more than NEAR."""
+        """Say how far below the target the cut ends, if by more than NEAR."""
         kind, target = self.budget.kind, self.budget.target
         if kind == "ratio":
             whole = sum(pool.count for pool in self.pools)
@@ -321,7 +324,7 @@ class _Chooser:
             yield f"{told} with widths in {self.alignment.words}" if self.alignment.block > 1 else told
 
     def _named(self, target: float) -> str:
-        """The budget in words. Of a time it is what the search aims at now, which is not what the user asked for."""
+        """Name the budget. A latency budget is the present aim of the search, not what the user asked for."""
         if self.budget.kind == "latency":
             return f"{target:.4g} of the layers' times (what --latency aims at)"
         return f"--{self.budget.kind} {target * self.recipe.stated:.4g}"
@@ -329,7 +332,7 @@ class _Chooser:
     # -- scores -----------------------------------------------------------------------------------
 
     def scores(self, removed: Mask) -> Array:
-        """The normalised score of every unit of the groups in question, on what is left; NaN elsewhere."""
+        """Return the normalised score of every unit of these groups in the present model; NaN elsewhere."""
         gone = self.catalogue.removed(removed) if removed.any() else {}
         measured = self.criterion.evidence
         anew = measured is not None and measured.anew
@@ -375,7 +378,8 @@ class _Chooser:
     # -- choice -----------------------------------------------------------------------------------
 
     def _choose(self, scores: Array, removed: Mask, share: float) -> Mask:
-        """All units that are gone after this step: those before stay gone, because they score lowest."""
+        """Return all units that are removed after this step. Those removed before stay so, because their scores are
+        lowest."""
         kind, everywhere = self.budget.kind, self.scope == "global"
         scores = scores.copy()
         scores[len(scores) - len(self.catalogue.blocks) :] *= self.alignment.mended or 0.0
@@ -400,7 +404,8 @@ class _Chooser:
         return self._exchanged(scores, starts, removed, goal=goal)
 
     def _exchanged(self, scores: Array, starts: Sequence[Mask], removed: Mask, goal: float) -> Mask:
-        """The best that trades between groups make of choices within the goal, if it is so by the exact cost, too."""
+        """Return the best choice that trades between groups reach from choices within the goal, if the exact cost
+        confirms it."""
         lengths = _KeptAxes(self.catalogue, self.groups, self.pools)
         orders = [pool.order(scores) for pool in self.pools]
         damage = [
@@ -409,7 +414,7 @@ class _Chooser:
         ]
 
         def reached(mask: Mask) -> Array:
-            """The first index at which at least the masked units are gone."""
+            """Return the first index at which at least the masked units are removed."""
             lost = [int(mask[pool.units].sum()) for pool in self.pools]
             return np.array([np.searchsorted(own, n) for own, n in zip(lengths.gone, lost, strict=True)])
 
@@ -436,7 +441,7 @@ class _Chooser:
         return self.catalogue.closed(other if self.cost(other) <= goal else found)
 
     def _pools_of_blocks(self) -> BlockPools | None:
-        """Which pools are blocks, and which ones go with them; None where no block may go."""
+        """Return the pools that are blocks and the pools inside each; None where no block may be removed."""
         numbers = {group.name: number for number, group in enumerate(self.catalogue.groups)}
         mine, first = np.array([numbers[g.name] for g in self.groups]), len(numbers) - len(self.catalogue.blocks)
         pools = np.flatnonzero(mine >= first)
@@ -457,8 +462,8 @@ class _Chooser:
         return SLACK if measured is not None and measured.name == "damage" else UNMEASURED_SLACK
 
     def _savings(self) -> Array:
-        """Per unit, what the removal of that unit alone saves of the budgeted amount, as a fraction of it all; of
-        amounts that fall in steps, its part of what all removable units of its group save."""
+        """Return, per unit, the fraction of the budgeted amount that its removal alone saves; where the amount falls in
+        steps, its share of what all removable units of its group save."""
         out = np.ones(self.catalogue.count)
         whole = self.before[self.budget.kind]
         if not whole:
@@ -471,7 +476,7 @@ class _Chooser:
         return out
 
     def _goal(self, bundles: Bundles, share: float) -> float:
-        """What is to remain after a step of which `share` of all steps are done.
+        """Return the amount that is to remain after a step at which `share` of all steps are done.
 
         Raises:
             PruneError: the whole is no more than that, or no choice of bundles leaves as little (OutOfReachError).
@@ -498,11 +503,11 @@ class _Chooser:
         return float(whole * (wanted / whole) ** share)
 
     def cost(self, removed: Mask) -> float:
-        """What remains of the budgeted amount without the masked units."""
+        """Return what remains of the budgeted amount without the masked units."""
         return float(self.costs.amount(self.budget.kind, self.catalogue.kept(removed)))
 
     def time(self, removed: Mask) -> float:
-        """What a run takes without the masked units, roughly."""
+        """Return the approximate time of a run without the masked units."""
         kept = self.catalogue.kept(removed).astype(float)
         axes = np.unique([axis for group in self.groups if group.kind != "block" for axis in group.axes])
         kept[axes] = self.recipe.alignment.effective(kept[axes])
@@ -510,8 +515,8 @@ class _Chooser:
 
 
 def _steps(curve: LossCurve, scores: Array) -> Array:
-    """By unit, what it adds to the damage of its group on the convex hull of the curve; the least scores go first, of
-    equal ones the later."""
+    """Return, per unit, the damage that it adds to its group on the convex hull of the curve. Units of the lowest
+    scores are removed first, of equal ones the later."""
     count = len(scores)
     order = np.lexsort((-np.arange(count), scores))
     damage = curve.at(1 - np.arange(1, count) / count)
@@ -534,7 +539,7 @@ class _KeptAxes:
         self.gone = [pool.count - np.array(pool.widths) for pool in pools]
 
     def kept(self, state: Array, as_computed: Alignment | None = None) -> Array:
-        """`as_computed`: what a target makes of the lengths."""
+        """Return the lengths; `as_computed`: rounded as the target computes them."""
         lost = np.array([own[index] for own, index in zip(self.gone, state, strict=True)], float) @ self._per_unit
         left = self._sizes.astype(float)
         lengths = np.maximum(left[self._axes] - lost, 0)

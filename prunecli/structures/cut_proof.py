@@ -1,8 +1,8 @@
-"""Proof of a structural cut: the saved file against the original with the removed positions forced to zero.
+"""Proof of a structural cut: the saved file against the original with the removed positions set to zero.
 
-Both run in onnxruntime on the same inputs, and must agree to rounding. Where the cut runs through the axis of
-a normalisation, zero is not the same as absent: there the reference normalises over the kept positions, and
-the distance to the original as it was is told as the cost of the approximation.
+Both run in onnxruntime on the same inputs, and must agree to rounding. Where the cut affects an axis that a
+normalisation averages over, zero differs from absent: there the reference normalises over the kept positions, and the
+distance to the original is reported as the cost of the approximation.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class CutProof:
         raise problem or UnprovedError("there are no inputs to run the original on")
 
     def _through(self, pieces: ModelPieces, cases: Sequence[Case], folder: Path) -> Verification:
-        """Every piece on what the reference yields for each case; those on which the original fails are left out."""
+        """Compare every piece on what the reference yields for each case; cases on which the original fails are left
+        out."""
         runs = [Handed(case.feed(), case.label, case.required) for case in cases]
         found, effects, as_written = list[Difference](), list[Difference](), False
         for piece in self.progress(list(pieces), "proving"):
@@ -128,8 +129,8 @@ class CutProof:
 def _verdict(
     found: Proof, effects: Sequence[Difference] | None, pieces: int = 1, as_written: bool = False
 ) -> Verification:
-    """`effects`: how far plain zeros would be off, where the reference normalises over what is kept. `as_written`: both
-    were run without kernels of integers."""
+    """Return the verification. `effects`: the error of plain zeros where the reference normalises over the kept
+    positions. `as_written`: both were run without integer kernels."""
     how = f"; proved in {pieces} pieces, each on what the reference yields before it" if pieces > 1 else ""
     if as_written:
         how += "; both run as they are written, without kernels of integers, which zeros in between keep it from using"
@@ -149,8 +150,8 @@ def _constant(value: T) -> Callable[[], T]:
 
 @dataclass
 class _Reference:
-    """A session of the original's side, opened when it is run, whose outputs are given as the cut model should have
-    them. `latest`: as they are."""
+    """A session of the original, opened on its first run. Its outputs are returned without the removed positions;
+    `latest` are the full ones."""
 
     session: Callable[[], Session]
     forced: Forced
@@ -174,9 +175,8 @@ class _Result:
 
 @dataclass
 class _Sides:
-    """One proof: of a whole model, or of a piece. Sessions are opened when they are needed; models are kept
-    serialised: they may be large, and go with this object, which nothing it holds refers to. `results`: by case, what
-    the reference and the cut yielded."""
+    """One proof, of a whole model or of a piece. Sessions are opened when needed. Models are kept serialised: they may
+    be large, and are freed with this object. `results`: by case, the outputs of the reference and of the cut."""
 
     path: Path
     staged: Path
@@ -239,7 +239,8 @@ class _Sides:
         return [self._side(_constant(self.open(model, mode="plain"))) for model in self._moved()]
 
     def _moved(self) -> Iterator[bytes]:
-        """The reference with every weight moved by one unit in the last place: what rounding does to it."""
+        """Return the reference with every weight moved by one unit in the last place, to measure the effect of
+        rounding."""
         return (nudged(self.masked, seed) for seed in range(2))
 
     @property
@@ -261,9 +262,9 @@ class _Sides:
         return relative_of(self.path)
 
     def demand(self, agreed: Agreement) -> None:
-        """What must hold beside agreement: outputs that depend on what was removed, or else inner values that agree.
+        """Require that the outputs depend on the removed positions, or else that inner values agree.
 
-        Inner values are looked at once in any case: outputs may hardly depend on one.
+        Inner values are compared once in any case, because outputs may depend little on one of them.
         """
         self.results[agreed.label] = self.reference.latest, agreed.got
         if not self.inside:
@@ -272,7 +273,8 @@ class _Sides:
             self.effects += differences(agreed.got, self.zeroed.run(agreed.feed))
 
     def _has_effect(self, agreed: Agreement) -> bool:
-        """Whether the outputs depend on what was removed; if not (a saturated Sigmoid), they cannot tell."""
+        """Return whether the outputs depend on the removed positions. If not (a saturated Sigmoid), they prove
+        nothing."""
         if not self.effective:
             plain = self._side(lambda: self.original).run(agreed.feed)
             found = differences(agreed.wanted, plain, relative=self.relative)
@@ -280,7 +282,7 @@ class _Sides:
         return self.effective
 
     def _is_cut(self, piece: ModelPiece) -> bool:
-        """Whether anything is removed of what a piece stores, takes or computes."""
+        """Return whether anything is removed of what a piece stores, reads or computes."""
         graph = piece.parts[0].graph
         names = {each.name for each in (*graph.initializer, *graph.input)} | {
             n for node in graph.node for n in node.output
@@ -289,8 +291,8 @@ class _Sides:
         return not names.isdisjoint(gone | self.forced.merged.keys())
 
     def _look_inside(self, agreed: Agreement) -> None:
-        """Of a quantised model only where the outputs do not tell: computed one by one, its inner values are sums in
-        floating point, which in another order may round to the next step."""
+        """Compare inner values. In a quantised model only where the outputs do not suffice: computed one by one, its
+        inner values are floating-point sums, which another order may round to another step."""
         hopeless = all(one.hopeless for one in agreed.differences)
         if not hopeless and self.piece is not None and not self._is_cut(self.piece):
             return  # whatever is wrong in it, the values at its ends have told
@@ -306,14 +308,14 @@ class _Sides:
 
 
 STEPS = 1 / 16
-"""Of an output's largest element, what a few roundings to another step of 8 bits amount to."""
+"""Allowed difference, as a fraction of an output's largest element: a few roundings to the next step of 8 bits."""
 
 
 @dataclass(frozen=True)
 class _AsWritten:
-    """A tolerance for quantised models. Masks between operators keep onnxruntime from fusing these into kernels of
-    integers, which may compute something else (a softmax, by a table). So where outputs differ both sides are run as
-    they are written, without such kernels; these may change the cut model little, or at most twice as much as the
+    """A tolerance for quantised models. Masks between operators keep onnxruntime from fusing these into integer
+    kernels, which may compute other results (a softmax by a table). So where outputs differ, both sides are run as
+    written, without such kernels; the kernels may change the cut model little, or at most twice as much as the
     original."""
 
     inner: Tolerance
@@ -342,9 +344,9 @@ class _AsWritten:
 
 @dataclass(frozen=True)
 class _WhereAlike:
-    """A tolerance for values between pieces. Those of another shape than planned had an axis cut that a plan cannot
-    list, since its length depends on dynamic dimensions: what reads them tells. `outputs` of the model are all
-    compared."""
+    """A tolerance for values between pieces. Values of an unplanned shape had an axis cut that a plan cannot list,
+    because its length depends on dynamic dimensions; the values that are computed from them are compared instead. All
+    `outputs` of the model are compared."""
 
     inner: Tolerance
     outputs: Collection[str]

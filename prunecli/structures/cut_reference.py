@@ -27,14 +27,14 @@ NORMS = (
     "LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization", "InstanceNormalization",
     "GroupNormalization", "ReduceMean",
 )  # fmt: skip
-"""Operators whose statistics depend on how many positions there are, and in which no scale makes up for that."""
+"""Operators whose statistics depend on the number of positions, which no scale can correct."""
 _WHERE_SINCE = 9
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What is removed of an axis whose length depends on dynamic dimensions: row-major it has the lengths `split`, of
-    which the dynamic one is -1, and loses the positions `gone[k]` of the k-th."""
+    """What is removed of an axis of dynamic length: its row-major factors are `split`, -1 the dynamic one, and factor k
+    loses the positions `gone[k]`."""
 
     split: tuple[int, ...]
     gone: Mapping[int, Array]
@@ -66,12 +66,12 @@ class Forced:
         return any(self.averages(name) for name, _ in self.averaged)
 
     def averages(self, name: str) -> bool:
-        """Whether normalisations average over an axis of the value that is cut."""
+        """Return whether normalisations average over a cut axis of the value."""
         lost = (*self.positions.get(name, ()), *self.merged.get(name, ()))
         return any((name, axis) in self.averaged for axis in lost)
 
     def less(self, name: str, value: Any) -> Any:
-        """The value without what is removed of it."""
+        """Return the value without the removed positions."""
         for axis, gone in self.positions.get(name, {}).items():
             value = np.delete(value, gone, axis)
         return value
@@ -101,7 +101,7 @@ def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = Fal
 
 
 def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array], zeros: Array | None = None) -> onnx.TensorProto:
-    """The tensor with zeros, or what stands for them, at the positions of each axis."""
+    """Return the tensor with zeros, or the integer that stands for zero, at the positions of each axis."""
     array = np.array(numpy_helper.to_array(tensor))
     for axis, gone in axes.items():
         where = (slice(None),) * axis + (gone,)
@@ -151,7 +151,7 @@ class _Editor:
             source = target
 
     def _zero_of(self, name: str, code: int) -> str:
-        """What stands for zero in a tensor of integers."""
+        """Return the integer that stands for zero in a tensor."""
         if name in self.forced.zeros:
             return self._constant(self.forced.zeros[name])
         point = self.forced.zero_points[name]
@@ -172,7 +172,7 @@ class _Editor:
         return node.op_type in NORMS and any(self.forced.averages(name) for name in (*node.input, *node.output))
 
     def restricted(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """Gather the kept positions of every input, normalise, and put the results back in their places."""
+        """Gather the kept positions of every input, normalise, and scatter the results back."""
         places = {name: self.forced.positions[name] for name in node.output if name in self.forced.positions}
         if node.op_type == "GroupNormalization":
             self._count_groups(node)
@@ -208,7 +208,8 @@ class _Editor:
         yield from last
 
     def _lost(self, node: onnx.NodeProto, name: str) -> Mapping[int, Array]:
-        """Positions that an input loses here: parameters lose those of the data, even if other nodes share them."""
+        """Return the positions that an input loses here: parameters lose those of the data, even if other nodes share
+        them."""
         data = node.output[0] if node.op_type == "EmbedLayerNormalization" else node.input[0]
         own = self.forced.positions.get(name, {})
         if name in ("", data) or node.op_type == "ReduceMean":
@@ -224,7 +225,7 @@ class _Editor:
         }
 
     def _count_groups(self, node: onnx.NodeProto) -> None:
-        """Groups that keep any channel."""
+        """Return the number of groups that keep a channel."""
         for attribute in node.attribute:
             gone = self.forced.positions.get(node.input[0], {}).get(1)
             if attribute.name == "num_groups" and gone is not None:
@@ -239,7 +240,7 @@ class _Editor:
     def _inside(
         self, source: str, axis: int, rank: int, split: Sequence[int], indices: Mapping[int, Array]
     ) -> list[onnx.NodeProto]:
-        """Gather along parts of an axis that is merged of them: take it apart, gather, put it together."""
+        """Gather along factors of a merged axis: reshape it into them, gather, merge them again."""
         shape = helper.make_node("Shape", [source], [self._name(source)])
         ends = [self._gather(shape.output[0], np.arange(a, b), 0) for a, b in ((0, axis), (axis + 1, rank)) if b > a]
         steps = [shape, *ends]
@@ -270,7 +271,7 @@ class _Editor:
 
 
 def _places(size: int, gone: Array) -> Array:
-    """For every old position its place among the kept ones; a removed one has any."""
+    """Return, for every old position, its index among the kept ones; removed ones get any index."""
     keep = np.ones(size, bool)
     keep[gone] = False
     found: Array = np.maximum(np.cumsum(keep) - 1, 0)

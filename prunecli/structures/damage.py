@@ -29,12 +29,12 @@ from prunecli.types import Progress, no_progress
 
 Feeds = Sequence[Mapping[str, Array]]
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-"""Of a group's units: where the damage is measured, besides the most that may go. In between it follows the error of
-the elimination."""
+"""Fractions of a group at which the damage is measured, besides the largest allowed. Between them it follows the error
+of the elimination."""
 POSITIONS = 400
-"""Per input of a layer, of which its Gram matrix is made."""
+"""Positions per input of a layer that its Gram matrix is computed from."""
 WIDEST = 6144
-"""Inputs of a layer whose Gram matrix is inverted."""
+"""Most inputs of a layer whose Gram matrix is inverted."""
 _TINY = float(np.finfo(float).tiny)
 
 
@@ -64,11 +64,10 @@ class DamageSource:
 
 
 def curves(source: DamageSource, asked: Sequence[tuple[Group, int, Sequence[int]]]) -> list[UnitCurve]:
-    """A curve per group, up to so many units gone, measured at those widths that are near to SHARES.
+    """Return a damage curve per group, up to its largest removal, measured at allowed widths near SHARES.
 
     Args:
-        asked: of each group the most units that go, and the numbers of units that may stay.
-
+        asked: per group, the most units that may be removed, and the numbers of units that may stay.
     Raises:
         PruneError: onnxruntime cannot run a piece of the model.
     """
@@ -89,15 +88,14 @@ def curves(source: DamageSource, asked: Sequence[tuple[Group, int, Sequence[int]
 
 
 def _counts(count: int, most: int, widths: Sequence[int]) -> list[int]:
-    """How many units are gone where the damage is measured."""
+    """Return the numbers of removed units at which the damage is measured."""
     gone = [count - width for width in widths if 0 < count - width <= most]
     wanted = [min(max(round(share * count), 1), most) for share in SHARES]
     return sorted({min(gone, key=lambda n: abs(n - share)) for share in wanted} | {most} if gone else {most})
 
 
 def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> None:
-    """Puts the centred (or, where there is no offset to refit, plain) X X^T of each layer into the store, by the
-    weight's name."""
+    """Store X X^T of each layer, by the weight's name; centred if there is an offset to refit."""
     walk = Walk(source.model, source.feeds, store, open_session=source.start)
     sites = [site for name, site in source.sites.items() if name in wanted and site.shape[2] * site.shape[3] <= WIDEST]
     for site in source.progress(sites, "measuring inputs", len(sites)):
@@ -121,7 +119,7 @@ def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> Non
 
 
 def _batches_read(walk: Walk, site: LinearLayer) -> Sequence[int]:
-    """All batches where what the layer reads is held, else some."""
+    """Return all batches where the layer's inputs are held in memory, else some."""
     if walk.is_held(site.found.data) and walk.is_held(site.output):
         return range(walk.batches)
     positions = site.found.positions(walk.read(site.output, 0).shape)
@@ -129,13 +127,13 @@ def _batches_read(walk: Walk, site: LinearLayer) -> Sequence[int]:
 
 
 def _is_free(site: LinearLayer) -> bool:
-    """Whether there is a constant that a trial can change."""
+    """Return whether a trial can change the layer's constant."""
     source = site.offset.source if site.offset is not None else None
     return source is not None and source.is_own
 
 
 class _Trial:
-    """One group: the layers that read it, and what the model does without some of its units."""
+    """One group: the layers that read it, and the model without some of its units."""
 
     def __init__(self, source: DamageSource, group: Group, slices: WeightSlices, store: Store) -> None:
         self.source, self.group, self.store = source, group, store
@@ -149,8 +147,8 @@ class _Trial:
         self.norm = np.sum([_share(slices.matrix(p)) for p in self.pieces], axis=0)
 
     def curve(self, held: Walk, base: Sequence[Array], counts: Sequence[int]) -> UnitCurve:
-        """Measured without so many units, as far as memory of what was run before allows: groups come in the order of
-        the graph."""
+        """Measure the damage for each number of removed units. Groups come in the order of the graph, so that memory
+        holds the values that are computed before them."""
         count, most = self.group.count, counts[-1]
         found = self._eliminated(most, counts)
         held.reach(self.inputs)
@@ -159,8 +157,8 @@ class _Trial:
         return UnitCurve(count, found.order, np.interp(along, along[[0, *counts]], damage))
 
     def _eliminated(self, most: int, counts: Sequence[int]) -> Elimination:
-        """Where no layer reads the units linearly, those of the least rank in their heads or of the smallest weights go
-        first."""
+        """Return the order of removal. Where no layer reads the units linearly, those of the lowest rank in their heads
+        or of the smallest weights are first."""
         readers = [reader for piece in self.readers for reader in self._reading(piece)]
         if readers:
             return eliminate(readers, self.group.count, most, snapshots=counts)
@@ -169,14 +167,14 @@ class _Trial:
         return Elimination(order, np.concatenate([[0.0], np.cumsum(self.norm[order])]), {})
 
     def _ranks(self, piece: Slice) -> Array | None:
-        """Of the units in their heads, if they are dimensions of heads."""
+        """Return the ranks of the units in their heads, if they are dimensions of heads."""
         if piece.role != "out" or any((piece.name, int(place)) not in self.source.rank for place in piece.index.flat):
             return None
         ranks = np.array([[self.source.rank[piece.name, int(place)] for place in unit] for unit in piece.index])
         return None if (ranks != ranks[:, :1]).any() else ranks[:, 0]
 
     def _reading(self, piece: Any) -> list[UnitReader]:
-        """One per matrix of the layer; a unit's columns are its inputs at every tap."""
+        """Return one reader per matrix of the layer; the columns of a unit are its inputs at every tap."""
         site = self.source.sites[piece.name]
         shape, layout = site.weight.shape, site.weight.layout
         label = np.arange(shape[piece.axis]).reshape([-1 if a == piece.axis else 1 for a in range(len(shape))])
@@ -202,7 +200,7 @@ class _Trial:
         return mean_error(base, outputs_ahead(held, self.source.outputs, changed))
 
     def _zeroed(self, mask: Array) -> dict[str, Array]:
-        """The group's weights with zeros where the units are."""
+        """Return the group's weights with zeros at the removed units."""
         out: dict[str, Array] = {}
         removed = self.source.catalogue.removed(mask)
         for name in {name for name, _ in self.group.weights} & set(removed):
@@ -213,7 +211,7 @@ class _Trial:
         return out
 
     def _refitted(self, matrices: Sequence[Array]) -> dict[str, Array]:
-        """The readers' weights, and the offsets that keep their outputs' means."""
+        """Return the readers' weights, and the offsets that keep the means of their outputs."""
         out, rest = {}, list(matrices)
         for piece in self.readers:
             site = self.source.sites[piece.name]
@@ -227,6 +225,6 @@ class _Trial:
 
 
 def _share(slices: Array) -> Array:
-    """sum x^2 per unit, over that of all."""
+    """Return sum x^2 per unit over that of all units."""
     squares = np.square(slices).sum(axis=1)
     return np.asarray(squares / max(float(squares.sum()), _TINY))

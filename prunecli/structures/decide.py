@@ -1,4 +1,4 @@
-"""Deciding what a structural cut removes: units chosen under a budget, or taken from a plan."""
+"""Decide what a structural cut removes: choose units under a budget, or take them from a plan."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def decide(
 def _int8_table(
     cuttable: Cuttable, options: StructuredOptions, allowed: Mask, progress: Progress
 ) -> tuple[LatencyTable | None, list[str]]:
-    """The times of layers in int8 where that is the target; none, and a note, where they cannot be had."""
+    """Return the times of layers in int8 if that is the target; None and a note if they cannot be measured."""
     if options.target != "cpu-int8" or options.round_to != AUTO or cuttable.is_quantised:
         return None, []
     try:
@@ -109,8 +109,8 @@ def _int8_table(
 
 
 def _check_quantised(options: StructuredOptions, kind: str) -> None:
-    """Raise PruneError for what is measured or trained on the model as it runs, of which only the floating-point form
-    could be."""
+    """Raise PruneError for options that measure or train a quantised model as it runs; only its floating-point form
+    allows that."""
     asked = {"--latency": kind == "latency", "--granularity block": options.drops_blocks,
              "--finetune": options.trains}  # fmt: skip
     for option, is_asked in asked.items():
@@ -120,11 +120,11 @@ def _check_quantised(options: StructuredOptions, kind: str) -> None:
 
 
 def _predicted(cuttable: Cuttable, options: StructuredOptions) -> tuple[Curves, list[str]]:
-    """By group, the predicted damage, where that is to spread the cut; none, and a note, where the network does not
+    """Return the predicted damage by group, if it is to allocate the cut; None and a note where the network does not
     know a layer.
 
-    Where nothing is said it does so for cuts whose layers are refitted on made pictures: what a group can lose then
-    counts for more than what its units lose as they are cut.
+    By default it allocates cuts whose layers are refitted on synthetic images: there the damage of a group matters more
+    than the damage of its units before the refit.
     """
     unsaid = options.leaves_allocation and refits_on_pictures(cuttable, options)
     if options.allocate != "predicted" and not unsaid:
@@ -138,14 +138,14 @@ def _predicted(cuttable: Cuttable, options: StructuredOptions) -> tuple[Curves, 
 
 
 def _allocation(options: StructuredOptions, curves: Curves) -> Literal["uniform", "loss", "predicted"] | None:
-    """What spreads the cut; None: the scores."""
+    """Return the allocation; None: by scores."""
     named = None if options.allocate == "predicted" else options.allocate
     return "predicted" if curves else named
 
 
 def _criterion(options: StructuredOptions, cuttable: Cuttable) -> str:
-    """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it. On noise that nothing
-    was fitted to the weights tell more than the damage does: `l2-in`."""
+    """Return the criterion. Where the remaining layers are refitted, `auto` is the one that accounts for it. On noise
+    without a refit, weights tell more than measured damage: `l2-in`."""
     refits = not options.blocks_alone and recovery_method(options) in ("lstsq", "auto")
     if options.allocate == "loss":
         return "obs"
@@ -191,7 +191,7 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
 
 
 def nothing_to_cut(cuttable: Cuttable, left: Mapping[str, str]) -> PruneError:
-    """Why there is nothing: the most frequent reasons."""
+    """Return the error with the most frequent reasons why nothing can be cut."""
     if left:
         return PruneError(f"{_given(left.values())} nothing to cut", f"{len(left)} groups could be cut without that")
     reasons = Counter(axis.reason for axis in cuttable.units.frozen)
@@ -214,7 +214,7 @@ def nothing_to_cut(cuttable: Cuttable, left: Mapping[str, str]) -> PruneError:
 
 
 def _given(reasons: Iterable[str]) -> str:
-    """Which of the two options left groups out."""
+    """Return which of the two options excluded groups."""
     told = " ".join(reasons)
     named = [option for option in ("--include", "--exclude") if option in told]
     return f"{' and '.join(named)} leave{'s' if len(named) == 1 else ''}"

@@ -25,13 +25,13 @@ from prunecli.structures.prunable import AnalysedAs, Cuttable
 from prunecli.types import Json, LayerRow
 
 MAX_ELEMENTS = 1 << 28
-"""Of one input; the same as random inputs may have."""
+"""Most elements of one input, as for random inputs."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """A decision, whoever took it: a mask over units, a score for each, the recipe that is recorded. `left`:
-    groups that may not be cut, and why. `latency`: what was measured, where that was the budget."""
+    """A decision: a mask over units, their scores, and the recipe that is recorded. `left`: groups that may not be cut,
+    and why. `latency`: measurements, if that was the budget."""
 
     removed: Array
     scores: Array

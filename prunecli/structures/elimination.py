@@ -17,7 +17,7 @@ from prunecli.masks.allocations import lower_hull
 from prunecli.reconstruct.obs import Surgeon
 
 RIDGE = 1e-4
-"""Where no data choose one."""
+"""Ridge where no data choose one."""
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Elimination:
 
 
 _WORST = float(np.finfo(float).max)
-"""What cannot be told goes last, and yet before what is gone already."""
+"""Score of units whose loss is not finite: removed last, but before units that are gone already."""
 _TINY, _HUGE = float(np.finfo(float).tiny), 1e200
-"""Above the latter damage counts as that: what is infinite has no differences."""
+"""Damage above `_HUGE` counts as that, so that differences stay finite."""
 
 
 class _State:
-    """One reader on the way."""
+    """The state of one reader during the elimination."""
 
     def __init__(self, reader: UnitReader, count: int) -> None:
         wide = reader.rows.shape[1] > 1
@@ -66,12 +66,12 @@ class _State:
 
     @property
     def matrix(self) -> Array:
-        """B as it is now."""
+        """The present B."""
         matrix: Array = self.surgeon.current()[0].T
         return matrix
 
     def increases(self, alive: Array) -> Array:
-        """The weighted error that each unit's removal adds; infinite for those gone."""
+        """The weighted error that each unit's removal adds; infinite for removed units."""
         out = np.where(alive, 0.0, np.inf)
         mine = np.flatnonzero(alive & (self.own >= 0))
         if len(mine):
@@ -84,10 +84,11 @@ class _State:
 
 
 def _inverse(gram: Array, ridge: float) -> Array:
-    """Of G with `ridge` added to its diagonal: more where G is so small that rounding has made it indefinite.
+    """Return the inverse of G with `ridge` added to its diagonal; more where G is so small that rounding made it
+    indefinite.
 
-    Products in float32 are not symmetric to the bit. Where means are large beside deviations, that is more than the
-    ridge, and grows with every removal; hence the mean of G and its transpose.
+    Products in float32 are not exactly symmetric. Where means are large relative to deviations, the asymmetry exceeds
+    the ridge and grows with every removal, so G and its transpose are averaged.
     """
     if not np.isfinite(gram).all():
         return np.full_like(gram, np.nan)
@@ -107,8 +108,8 @@ def _inverse(gram: Array, ridge: float) -> Array:
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def eliminate(readers: Sequence[UnitReader], count: int, most: int, snapshots: Collection[int] = ()) -> Elimination:
-    """Remove up to `most` of `count` units, the least missed first; equal ones: the later goes first. A unit whose loss
-    overflows goes last."""
+    """Remove up to `most` of `count` units, in the order of least added error; of equal ones the later first. A unit
+    whose loss overflows is removed last."""
     states = [_State(reader, count) for reader in readers]
     alive, order, errors = np.ones(count, bool), list[int](), [0.0]
     kept = {0: [state.matrix for state in states]} if 0 in snapshots else {}
@@ -127,7 +128,7 @@ def eliminate(readers: Sequence[UnitReader], count: int, most: int, snapshots: C
 
 
 def convex(values: Array) -> Array:
-    """The largest convex function of the position that is nowhere above `values` (its lower hull)."""
+    """Return the largest convex function of the position that is nowhere above `values` (its lower hull)."""
     places = np.arange(len(values))
     corners = lower_hull(places, values)
     return np.interp(places, corners, values[corners])
@@ -135,14 +136,14 @@ def convex(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class UnitCurve:
-    """`order`: units of the group, the first to go first; `damage[k]`: of the outputs without the first k."""
+    """`order`: units of the group in the order of removal. `damage[k]`: of the outputs without the first k."""
 
     count: int
     order: list[int]
     damage: Array
 
     def scores(self) -> Array:
-        """One per unit, of which those that go later have larger ones; the units that stay are infinite."""
+        """Return one score per unit, larger for those removed later; infinite for units that stay."""
         out, damage = np.full(self.count, np.inf), np.minimum(self.damage, _HUGE)
         steps = np.maximum(np.diff(convex(damage)), 0)
         out[self.order] = steps + np.arange(len(steps)) * (1e-9 * max(float(damage.max()), _TINY))

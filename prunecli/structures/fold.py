@@ -1,9 +1,10 @@
-"""Recovery without data: what reads a removed unit reads the unit that says most nearly the same (model folding).
+"""Recovery without data: the weights that read a removed unit are added to those of the kept unit that predicts it best
+(model folding).
 
-By the covariances that `calibration/gaussian.py` carries through the model, x_r is about s x_k + t: of the units that
-stay, k explains most of the variance of r, s = Cov[r, k] / Var[k], t = E[r] - s E[k]. The weights of readers of r are
-added onto those of k, times s, what is constant goes into their offset, and outputs that vary less than before are
-scaled up, by MOST at most. Layers that read something of unknown moments stay as they are cut.
+From the covariances that `calibration/gaussian.py` propagates through the model, x_r is approximately s x_k + t: k is
+the kept unit that explains most of the variance of r, s = Cov[r, k] / Var[k], t = E[r] - s E[k]. The weights that read
+r are added to those of k, times s; constants go into the offset; outputs with less variance than before are scaled up,
+by MOST at most. Layers that read values of unknown moments are not changed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def fold(original: ir.Model, cut: ir.Model, removed: Mapping[str, Mapping[int, A
 
 
 def _kept(old: LinearLayer, layer: LinearLayer, removed: Mapping[str, Mapping[int, Array]], axis: int) -> Array:
-    """The rows (axis 1) or columns (3) of a layer that are left."""
+    """Return the kept rows (axis 1) or columns (3) of a layer."""
     shape = [1, 1, 1, 1]
     shape[axis] = old.shape[axis]
     labels = np.broadcast_to(np.arange(old.shape[axis]).reshape(shape), old.shape)
@@ -75,7 +76,7 @@ def _fold_layer(layer: LinearLayer, graph: ir.Graph, whole: Array, cols: Array, 
 
 
 def _error(whole: Array, cols: Array, weights: Array, moments: ChannelMoments) -> float:
-    """The share of the variance of all outputs that is not what it was."""
+    """Return the changed share of the variance of all outputs."""
     off = whole.copy()
     off[:, :, cols] -= weights
     return float(variance_of(off, moments).sum() / max(variance_of(whole, moments).sum(), _TINY))

@@ -31,7 +31,7 @@ from prunecli.training.gradual import check_plans, left_out, proof_of, prune_and
 from prunecli.types import Progress
 
 TRAINED = "l2-in"
-"""The criterion where training follows and none is named, as measured (docs/benchmarks.md)."""
+"""The default criterion where training follows, as measured (docs/benchmarks.md)."""
 
 
 def structured_and_trained(
@@ -76,8 +76,8 @@ def structured_and_trained(
 
 
 def _criterion(options: StructuredOptions) -> str:
-    """Where training with labels follows, `auto` is `l2-in`: activations tell what hurts least at once, but what is
-    left after a cut by the norm of the weights learns better."""
+    """Return `l2-in` for `auto` where training with labels follows: activations predict the immediate damage, but what
+    remains after a cut by the norm of the weights learns better."""
     automatic = options.criterion == "auto" and not options.drops_blocks and not options.distills
     return TRAINED if automatic else options.criterion
 
@@ -93,7 +93,7 @@ def _check(options: StructuredOptions) -> None:
 
 @dataclass
 class _Cutter:
-    """Cuts further each time it is called. `removed`: units that are gone by now; `cuttable`: the original."""
+    """Cuts further each time it is called. `removed`: units that are gone so far; `cuttable`: the original."""
 
     path: Path
     options: StructuredOptions
@@ -131,8 +131,8 @@ class _Cutter:
 
 
 def _at_share(options: StructuredOptions, share: float, path: Path) -> StructuredOptions:
-    """So much of what is to go: of the fraction that `ratio` removes, or of the original's amount that the others do
-    not keep."""
+    """Return the budget at a share of the whole cut: of the fraction that `ratio` removes, or of the amount that other
+    budgets do not keep."""
     budget = options.budget
     if budget is None or budget.kind == "latency":
         return options
@@ -147,7 +147,7 @@ def _at_share(options: StructuredOptions, share: float, path: Path) -> Structure
 
 
 def expand(cuttable: Cuttable, removed: Array, trained: Path) -> ir.Model:
-    """The cuttable's working form with the weights of a trained cut of it, and zeros where it was cut.
+    """Return the working form with the weights of a trained cut of it, and zeros where it was cut.
 
     Raises:
         PruneError: the trained model's weights are not those of the cut.
@@ -164,7 +164,7 @@ def expand(cuttable: Cuttable, removed: Array, trained: Path) -> ir.Model:
 
 
 def scattered(kept: Array, shape: tuple[int, ...], removed: Mapping[int, Array]) -> Array:
-    """`kept` at the positions of an array of `shape` that are not removed; zeros at the others."""
+    """Return an array of `shape` with `kept` at the positions that are not removed, and zeros at the others."""
     places = [np.setdiff1d(np.arange(size), removed.get(axis, ())) for axis, size in enumerate(shape)]
     if kept.shape != tuple(map(len, places)):
         raise PruneError(f"a trained weight has the shape {kept.shape} and not that of its cut", "please report this")
@@ -174,6 +174,6 @@ def scattered(kept: Array, shape: tuple[int, ...], removed: Mapping[int, Array])
 
 
 def _same(one: Cuttable, other: Cuttable) -> None:
-    """The units of the expanded model must be those of the original."""
+    """Require that the units of the expanded model are those of the original."""
     if [(g.name, g.count) for g in one.units.groups] != [(g.name, g.count) for g in other.units.groups]:
         raise PruneError("the trained model has other units than the original", "leave --steps out; please report this")

@@ -44,7 +44,7 @@ from prunecli.structures.widths import Alignment, cpu_block
 from prunecli.types import Json, Progress
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.1)
-"""Fractions of every group that are measured."""
+"""Fractions of every group at which layers are timed."""
 NANOSECONDS = 1e6
 
 
@@ -67,15 +67,16 @@ class LatencyTable:
         self.axes = _axes_of_layers(self.catalogue)
 
     def learn(self, times: Mapping[str, float], kept: Array) -> None:
-        """Add what was measured with `kept` positions left on each axis. A layer without a time of its own there was
-        swallowed by another one: it took none."""
+        """Add times measured with `kept` positions left on each axis. A layer without a time was fused into another
+        one: its time is 0."""
         for name in {*times, *self.points}:
             point = self.share(name, kept), times.get(name, 0.0)
             self.points.setdefault(name, []).append(point)
         self._curves = {name: _curve(points) for name, points in self.points.items()}
 
     def share(self, name: str, kept: Array) -> float:
-        """Of a layer's work: the product of the kept fractions; of the rest: as of all work together."""
+        """Return the remaining share of a layer's work: the product of the kept fractions; for the rest, the share of
+        all work."""
         fraction = self.base.fraction(kept)
         if name == REST or name not in self.axes:
             whole = self.base.of(self.base.sizes)["macs"]
@@ -88,7 +89,7 @@ class LatencyTable:
         return {**self.base.of(kept), "latency": round(total * NANOSECONDS)}
 
     def amount(self, kind: str, kept: Array) -> int:
-        """One of these."""
+        """Return one of the amounts."""
         return self.of(kept)[kind] if kind == "latency" else self.base.amount(kind, kept)
 
     def time(self, kept: Array) -> float:
@@ -97,7 +98,8 @@ class LatencyTable:
 
 
 def _axes_of_layers(units: Catalogue) -> dict[str, tuple[int, ...]]:
-    """Contractions: the axes of their work; other operators: those of their first output; and those of blocks."""
+    """Return the axes that the work of each layer depends on: of contractions those of the work, of other operators
+    those of their first output; and those of blocks."""
     table = units.analysis.components.table
     out = axes_of_outputs(units.analysis)
     out |= {work.node: tuple(table.find(axis) for axis in work.axes) for work in units.analysis.work}
@@ -105,8 +107,8 @@ def _axes_of_layers(units: Catalogue) -> dict[str, tuple[int, ...]]:
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> tuple[Array, Array]:
-    """Milliseconds over shares, never falling: measurements at one share are averaged, those that contradict the
-    order are pooled half way, and nothing takes no time."""
+    """Return milliseconds over shares, never falling: times at one share are averaged, times out of order are pooled
+    half way, and a share of 0 takes no time."""
     shares = np.array(sorted({share for share, _ in points}))
     times = np.array([np.mean([ms for other, ms in points if other == share]) for share in shares])
     up = np.maximum.accumulate(times)
@@ -115,8 +117,8 @@ def _curve(points: Sequence[tuple[float, float]]) -> tuple[Array, Array]:
 
 
 def even_cut(catalogue: Catalogue, alignment: Alignment, allowed: Mask, share: float) -> Mask:
-    """A mask over units that leaves about `share` of every allowed group, in widths that it may keep: which units those
-    are does not matter to the clock."""
+    """Return a mask that leaves about `share` of every allowed group, at an allowed width. Which units stay does not
+    affect the time."""
     removed = np.zeros(catalogue.count, bool)
     for group in (g for g, wanted in zip(catalogue.groups, allowed, strict=True) if wanted and g.least):
         widths = alignment.widths(catalogue, group)
@@ -128,20 +130,20 @@ def even_cut(catalogue: Catalogue, alignment: Alignment, allowed: Mask, share: f
 # -- choosing, measuring, correcting ---------------------------------------------------------------
 
 ROUNDS = 5
-"""Models that are built and measured, at most."""
+"""Most models that are built and measured."""
 CLOSE = 0.93
-"""A result this near to the target, from below, is not improved any further."""
+"""Relative distance below the target at which a result is not improved any further."""
 MARGIN = 0.98
-"""Aim a little below the target, so that noise rarely costs a round."""
+"""Factor of the target that is aimed at, so that noise rarely costs a round."""
 COMPARE_SECONDS = 6.0
-"""Of a measurement of one model beside the original."""
+"""Seconds of a measurement of one model and the original."""
 ABOVE = 1.02
-"""What sessions of one and the same model differ by."""
+"""Factor by which sessions of the same model differ."""
 
 
 @dataclass(frozen=True)
 class TimedChoice:
-    """Units to remove, and what is predicted to remain of the latency."""
+    """Units to remove, and the predicted share of the latency that remains."""
 
     removed: Array
     scores: Array
@@ -151,19 +153,19 @@ class TimedChoice:
 
 @dataclass(frozen=True)
 class Measured:
-    """A choice carried out and run beside the original."""
+    """A choice carried out and timed against the original."""
 
     choice: TimedChoice
     gain: Speedup
 
     @property
     def share(self) -> float:
-        """What remains of the original's time."""
+        """The remaining share of the original's time."""
         return 1 / self.gain.speedup
 
 
 class Chooser(Protocol):
-    """Chooses units for a predicted fraction of the latency, and learns from what was measured."""
+    """Chooses units for a predicted fraction of the latency, and learns from measurements."""
 
     def choose(self, aim: float) -> TimedChoice: ...
 
@@ -174,7 +176,8 @@ class Chooser(Protocol):
 
 @dataclass
 class CutTimer:
-    """The original and the inputs to time it on; `start` opens sessions as they will run, quantised for `cpu-int8`."""
+    """Times cuts against the original on the same inputs; `start` opens sessions as the target runs them, quantised for
+    `cpu-int8`."""
 
     cuttable: Cuttable
     options: CutOptions
@@ -197,8 +200,8 @@ class CutTimer:
         )
 
     def runnable(self, model: ir.Model | Path) -> ir.Model | Path:
-        """What the target runs of a model: itself, or as onnxruntime quantises it, on random inputs, since its time
-        does not depend on ranges."""
+        """Return the model as the target runs it: as it is, or quantised by onnxruntime on random inputs, since its
+        time does not depend on the ranges."""
         if self.options.target != "cpu-int8" or self.cuttable.is_quantised:
             return model
         place = model if isinstance(model, Path) else self.folder.path / "float.onnx"
@@ -212,7 +215,7 @@ class CutTimer:
         return self.options.execution.open
 
     def build(self, removed: Array) -> ir.Model:
-        """The model without the units. Every node has a name, since numbers are others than in the original."""
+        """Return the model without the units. Every node gets a name, since node numbers differ from the original's."""
         model = self.cuttable.without(removed, self.cuttable.units.removed(removed))
         taken = {node.name for node in model.graph}
         for node in model.graph:
@@ -221,7 +224,7 @@ class CutTimer:
         return model
 
     def compare(self, model: ir.Model) -> Speedup:
-        """The model beside the original, in turns."""
+        """Time the model and the original in alternation."""
         cut, whole = self.start(self.runnable(model)).prepared(self.feed), self.original.prepared(self.feed)
         return measure_pair(cut, whole, self.timing, progress=self.progress).gain
 
@@ -234,7 +237,7 @@ class CutTimer:
         return TimingOptions(execution.thread_count, provider, seconds=COMPARE_SECONDS, seed=self.options.seed)
 
     def fraction(self, budget: Budget) -> float:
-        """The target as what is to remain of the time.
+        """Return the target as the fraction of the time that is to remain.
 
         Raises:
             PruneError: the model is as fast already.
@@ -247,9 +250,9 @@ class CutTimer:
         return budget.target / whole
 
     def layer_times(self, removed: Sequence[Array]) -> list[dict[str, float]]:
-        """Milliseconds by layer without each set of units.
+        """Return milliseconds by layer without each set of units.
 
-        The first of them, run without timing its operators, tells what the timing adds to each.
+        The first set is also run without timing its operators, which gives the cost of the timing.
         """
         models = [self.runnable(self.build(mask)) for mask in removed]
         found = profiles(models, self.feed, self.start, progress=self.progress)
@@ -259,12 +262,13 @@ class CutTimer:
 
 
 def timed_widths(options: Widths) -> Alignment:
-    """Of any number, multiples of the CPU's block: what is in between saves no time, whatever a table interpolates."""
+    """Return the multiples of the CPU's block among the widths: widths between them save no time, whatever a table
+    interpolates."""
     return options.alignment.within(cpu_block()) if options.alignment.given else options.alignment
 
 
 def layer_table(timer: CutTimer, allowed: Array) -> LatencyTable:
-    """Every layer timed at a few widths of the groups that may be cut."""
+    """Time every layer at a few widths of the groups that may be cut."""
     units = timer.cuttable.units
     table, alignment = LatencyTable(units), timed_widths(timer.options)
     masks = [even_cut(units, alignment, allowed, share=share) for share in WIDTHS]
@@ -299,7 +303,8 @@ class UnitChooser:
         return self.table.of(units.kept(removed))["latency"] / self.table.of(units.sizes)["latency"]
 
     def learn(self, choice: TimedChoice) -> float:
-        """The layers at the chosen widths, too, at the pace that the machine had when the table was made."""
+        """Add the times of the layers at the chosen widths, scaled to the speed of the machine when the table was
+        made."""
         units = self.timer.cuttable.units
         whole, cut = self.timer.layer_times([np.zeros_like(choice.removed), choice.removed])
         pace = self.table.of(units.sizes)["latency"] / max(sum(whole.values()) * NANOSECONDS, 1.0)
@@ -309,7 +314,7 @@ class UnitChooser:
 
 @dataclass
 class BlockChooser:
-    """Residual blocks, by the time of the layers that go with each."""
+    """Chooses residual blocks by the time of the layers inside each."""
 
     timer: CutTimer
     allowed: Array
@@ -373,7 +378,7 @@ def choose_for_latency(
 def search(
     chooser: Chooser, build: Callable[[Array], ir.Model], compare: Callable[[ir.Model], Speedup], target: float
 ) -> list[Measured]:
-    """Choose, measure, correct: each round aims where the last one says that the target lies.
+    """Choose, measure, and correct: each round aims by the error of the last one.
 
     Raises:
         GateFailed: the machine is too busy to tell how fast a model is.
@@ -395,7 +400,7 @@ def search(
 
 
 def _within_reach(chooser: Chooser, aim: float) -> TimedChoice:
-    """What is chosen for the aim, or for the least that is predicted to be possible."""
+    """Return the choice for the aim, or for the least share that is predicted to be possible."""
     try:
         return chooser.choose(aim)
     except OutOfReachError as error:
@@ -403,7 +408,7 @@ def _within_reach(chooser: Chooser, aim: float) -> TimedChoice:
 
 
 def fastest_enough(tried: list[Measured], target: float, hint: str = "ask for less") -> Measured:
-    """Of those that meet the target the one that keeps most.
+    """Return, of the choices that meet the target, the one that keeps most.
 
     Raises:
         GateFailed: none does.

@@ -24,7 +24,7 @@ slice) that the criterion gave for it."""
 
 
 def _over(row: Array, size: float) -> Array:
-    """row / size; what is infinite stays so."""
+    """Return row / size; infinite values stay infinite."""
     return np.where(np.isfinite(row), row / max(size, _TINY), row)
 
 
@@ -39,7 +39,7 @@ def _summed(rows: Rows) -> Array:
 
 @normaliser("none")
 def none(catalogue: Catalogue, groups: Sequence[Group], rows: Sequence[Rows]) -> list[Array]:
-    """The sum over slices, as it is."""
+    """The sum over slices."""
     return [_summed(own) for own in rows]
 
 

@@ -32,7 +32,7 @@ from prunecli.structures.widths import AUTO, Alignment, Target, alignment, read_
 CHANNELS = "channel,head"
 MAX_RATIO = 0.9
 DAMPING = 0.85
-"""Of the unit graph's PageRank (`dependency/unit_graph.py`)."""
+"""Damping of the PageRank on the unit graph (`dependency/unit_graph.py`)."""
 CRITERIA = (
     "auto (default: obs with --data and least squares after, l2-in without data or with training after, else"
     f" activation), {', '.join(name for name, found in of_structures().items() if not (found.evidence and found.evidence.on_data))},"
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Widths(Options):
-    """What limits the widths that are left."""
+    """Limits of the widths that are left."""
 
     max_ratio: Annotated[
         float | None,
@@ -77,13 +77,13 @@ class Widths(Options):
 
     @property
     def convolved(self) -> tuple[()] | None:
-        """Shortcuts that an equal operator is to compute (`shortcuts.py`): None, where that is faster on the target."""
+        """Shortcuts that an equal operator computes (`shortcuts.py`): None, where that is faster on the target."""
         return None if self.round_to == AUTO and self.target.startswith("cpu") else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Reporting, Sized, Timing, Resumed):
-    """What a structural cut and its recovery need to know, besides how much is cut."""
+    """Options of a structural cut and its recovery, besides the amount."""
 
     granularity: Annotated[
         str,
@@ -121,17 +121,17 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
 
     @property
     def closed_form(self) -> str | None:
-        """What is fitted before any training; None: `auto` with data, `fold` without."""
+        """The fit before any training; None: `auto` with data, `fold` without."""
         return "auto" if self.recover == DISTILL else self.recover
 
     @property
     def budget(self) -> Budget | None:
-        """How much is to go; None where that is decided elsewhere."""
+        """The amount to remove; None where that is decided elsewhere."""
         return None
 
     @property
     def step_count(self) -> int:
-        """How often scores are taken anew."""
+        """The number of times scores are computed."""
         return 1
 
     def check(self) -> None:
@@ -157,7 +157,7 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
 
     @cached_property
     def structures(self) -> str:
-        """The granularity, with what `auto` stands for."""
+        """The granularity, with `auto` replaced."""
         if self.granularity != AUTO:
             return self.granularity
         return f"{CHANNELS},block" if self.weighs_blocks else CHANNELS
@@ -180,7 +180,7 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
 
     @property
     def blocks_alone(self) -> bool:
-        """Whether nothing else may."""
+        """Whether only residual blocks may be removed."""
         return self.kinds == ("block",)
 
 
@@ -234,7 +234,7 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
 
     @property
     def leaves_allocation(self) -> bool:
-        """Whether nothing is said of how the cut spreads, nor of scores that would do so."""
+        """Whether no option says how the cut is allocated, or which scores allocate it."""
         scored = (self.criterion, self.normalize, self.scope) == ("auto", "auto", "auto")
         amount = self.budget is not None and self.budget.kind in ("macs", "params")
         return self.allocate is None and scored and amount and not self.drops_blocks

@@ -1,4 +1,4 @@
-"""What happens to a cut model between being written and appearing: checked, proved, measured."""
+"""Checks of a cut model between writing and committing its file: validity, proof, sizes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CutInspector:
         self.measure(staged)
 
     def measure(self, staged: Path) -> None:
-        """What is not the proof: the file is valid, and how large it is.
+        """Check what is not part of the proof: the file is valid and meets the budget. Record its sizes.
 
         Raises:
             PruneError: it is invalid, or misses the budget.
@@ -88,11 +88,11 @@ class CutInspector:
 
 
 FILLED = 0.05
-"""Of the parameters, from which on it is said that a refit filled zeros."""
+"""Share of the parameters from which a refit that filled zeros is reported."""
 
 
 def filled(unfitted: Totals | None, fitted: Totals) -> Iterator[str]:
-    """A note where the refit, which moves every weight, filled many zeros of the cut."""
+    """Return a note if the refit, which moves every weight, filled many zeros of the cut."""
     count = 0 if unfitted is None else fitted.nonzero - unfitted.nonzero
     if count > FILLED * fitted.params:
         yield (f"the refit filled {count:,} weights that were zero: zero weights after the cut (`prune oneshot` of the "
@@ -100,7 +100,7 @@ def filled(unfitted: Totals | None, fitted: Totals) -> Iterator[str]:
 
 
 def larger(before: Totals, after: Totals) -> Iterator[str]:
-    """What has grown."""
+    """Return what has grown."""
     for name, title in (
         ("params", "parameters"),
         ("macs", "multiply-accumulates"),

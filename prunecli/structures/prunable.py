@@ -43,18 +43,19 @@ from prunecli.types import Json, Progress, Totals, no_progress
 from prunecli.zeros.select import check_numbers
 
 MADE = 256
-"""Inputs that are made where there are no data."""
+"""Synthetic inputs that are made where there are no data."""
 UNASKED, FEWEST_UNASKED, STEPS_UNASKED = 1 << 24, 16, 8
-"""Numbers in all of them where nobody asked for any (of 3 x 224 x 224 each 111), and steps of their descent."""
+"""Elements of all synthetic inputs where nobody asked for any (111 images of 3 x 224 x 224), the least number of
+inputs, and the steps of their descent."""
 
 
 @dataclass(frozen=True)
 class AnalysedAs:
-    """How a model is analysed: all that finds the same units again, in a plan or in a worker.
+    """How a model is analysed: all that is needed to find the same units again, from a plan or in a worker.
 
     inputs: exact shapes to analyse at; none: chosen by the dimensions. whole: axes that stay whole, and why. include:
     patterns; initializers that are graph inputs too are cut only if one matches their name. convolved: results of
-    shortcuts that an equal operator computes from now on (`replace_shortcuts`); None: where that is faster.
+    shortcuts that an equal operator computes (`replace_shortcuts`); None: where that is faster.
     """
 
     granularity: str
@@ -64,7 +65,7 @@ class AnalysedAs:
     convolved: tuple[str, ...] | None = ()
 
     def to_json(self) -> Json:
-        """What a recipe says of it besides `granularity` and `include`; `read_analysed_as` reads it."""
+        """Return what a recipe records besides `granularity` and `include`; read by `read_analysed_as`."""
         whole = [[name, axis, why] for (name, axis), why in self.whole.items()]
         inputs = {name: list(shape) for name, shape in self.inputs.items()}
         convolved = {"convolved": list(self.convolved)} if self.convolved else {}
@@ -130,7 +131,7 @@ class Cuttable:
         return self.made
 
     def pictures(self, options: CutOptions, progress: Progress = no_progress) -> Dataset:
-        """Synthetic inputs where no data were given: fewer of large ones, and fitted for a shorter time.
+        """Return synthetic inputs where no data were given: fewer if they are large, with a shorter descent.
 
         Raises:
             PruneError: they cannot be made for the model.
@@ -151,7 +152,7 @@ class Cuttable:
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        """Of every value, at the analysed dimensions."""
+        """The shapes of all values at the analysed dimensions."""
         return {v.name: s for v, s in self.units.analysis.facts.shapes.items() if v.name}
 
     @cached_property
@@ -160,19 +161,19 @@ class Cuttable:
 
     @cached_property
     def stored_dtypes(self) -> dict[str, int]:
-        """As the file has them."""
+        """The types of all values in the file."""
         if not self.is_quantised:
             return self.dtypes
         facts = gather_facts(self.stored, self.inputs)
         return {v.name: code for v, code in facts.dtypes.items() if v.name}
 
     def named(self, removed: Removed) -> Removed:
-        """A cut in the names of the user's file: its floating-point values."""
+        """Return the floating-point positions of a cut by the names of the user's file."""
         found = plan_names(self.work, removed, self.units.analysis.geometry)
         return {name: axes for name, axes in found.items() if self.dtypes.get(name) in FLOATS}
 
     def listed(self, removed: Removed) -> Removed:
-        """What a plan lists of a cut: weights, and the values at which zeros make a difference."""
+        """Return what a plan lists of a cut: weights, and the values at which zeros make a difference."""
         return self._needed(removed, self.named(removed))
 
     def _needed(self, removed: Removed, named: Removed) -> Removed:
@@ -184,12 +185,12 @@ class Cuttable:
         return {name: axes for name, axes in found.items() if name not in still}
 
     def _branches(self, named: Removed) -> Removed:
-        """What a cut lists of the branches of dropped blocks: these are zero, whatever becomes of their sums."""
+        """Return what a cut lists of the branches of dropped blocks, which are zero."""
         gone = ((b, named.get(b.value.name or "", {})) for b in self.units.blocks)
         return {b.value.name or "": axes for b, axes in gone if len(axes.get(b.axis, ())) == b.size}
 
     def without(self, units: Array, positions: Removed) -> ir.Model:
-        """A copy of the working form, as the file stores it, without the masked units, whose positions are given."""
+        """Return a copy of the working form, as the file stores it, without the masked units at the given positions."""
         cut, dropped = self.stored.clone(), self.units.dropped(units)
         if not dropped.any():
             remove(cut, self.form.extended(positions), self.inputs, other_inputs=self.other_inputs)
@@ -204,12 +205,13 @@ class Cuttable:
 
     @cached_property
     def before(self) -> Totals:
-        """Sizes of the file as given, work at the sizes that are reported."""
+        """Sizes of the file as given, with its work at the reported sizes."""
         found = totals(self.file, concrete_shapes(self.file, Dims(shapes=self.counted.inputs)))
         return replace(found, assumed=self.counted.assumed)
 
     def fraction(self, budget: Budget, whole: float) -> float:
-        """What a budget leaves of the working form, which has `whole` of it: constants computed in it are stored there.
+        """Return the fraction that a budget leaves of the working form, whose amount is `whole`; it may store constants
+        that the file computes.
 
         Raises:
             PruneError: the working form has no more than the budget allows, or its whole is not known.
@@ -254,7 +256,7 @@ class Cuttable:
         return out
 
     def is_stored(self, name: str) -> bool:
-        """Whether the user's file stores a value as an initializer or in a Constant node."""
+        """Return whether the user's file stores a value as an initializer or in a Constant node."""
         graph = self.file.ir.graph
         return name in graph.initializers or name in self._constants
 
@@ -263,7 +265,7 @@ class Cuttable:
         return {n.outputs[0].name or "" for n in self.file.ir.graph if n.op_type == "Constant" and n.domain == ""}
 
     def forced(self, removed: Removed, units: Array) -> Forced:
-        """The reference of the proof; approximations matter only where the cut has any."""
+        """Return what the reference of the proof sets to zero."""
         groups = {int(g) for g in np.unique(self.units.group_of[units])}
         width = any(self.units.groups[g].approximation for g in groups)
         named = self.named(removed)
@@ -275,11 +277,11 @@ class Cuttable:
 
     @cached_property
     def _averaged(self) -> frozenset[tuple[str, int]]:
-        """(value, axis) that normalisations average over; factors of an axis stand for the whole."""
+        """Return (value, axis) that normalisations average over; factors of an axis count as the whole axis."""
         return frozenset((value.name or "", index) for value, index, _ in averaged_axes(self.units.analysis))
 
     def _merged(self, units: Array) -> dict[str, dict[int, Merged]]:
-        """What normalisations lose of axes whose length varies."""
+        """Return what normalisations lose of axes of dynamic length."""
         analysis, gone = self.units.analysis, self.units.removed_atoms(units)
         solved, out = analysis.components, dict[str, dict[int, Merged]]()
         norms = {name for node in analysis.model.graph if node.op_type in NORMS for name in _names(node)}
@@ -309,7 +311,7 @@ def averaged_axes(analysis: Analysis) -> list[tuple[ir.Value, int, int]]:
 
 
 def _unlisted(file: ir.Graph, analysis: Analysis) -> dict[tuple[str, int], str]:
-    """Averaged axes for which a plan could not say what the normalisation has to leave out."""
+    """Return averaged axes for which a plan cannot list what the normalisation leaves out."""
     theirs, ours = (
         Counter(name for node in graph if node.op_type in NORMS for name in _names(node))
         for graph in (file, analysis.model.graph)
@@ -370,7 +372,7 @@ def open_cuttable(path: Path, how: AnalysedAs, dims: Dims) -> Cuttable:
 
 
 def less(options: CutOptions, cuttable: Cuttable) -> str:
-    """What to do where a budget is out of reach."""
+    """Return advice for a budget that is out of reach."""
     return advice(
         ("raise --max-ratio", options.largest_ratio < 1),
         ("leave fewer layers out", bool(options.include or options.exclude)),
@@ -380,8 +382,8 @@ def less(options: CutOptions, cuttable: Cuttable) -> str:
 
 
 def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:
-    """The analysis' work as it is at other sizes of the dynamic dimensions (the analysed batch is one of two), and the
-    work that no cut changes: of operators without a rule, and inside bodies."""
+    """Return the analysed work at other sizes of the dynamic dimensions, and the work that no cut changes: of operators
+    without a rule, and inside bodies."""
     here, there = (count_macs(model, shapes).nodes for shapes in (Shapes(analysis.inputs, (), analysis.facts), at))
     for work in analysis.work:
         before, after = here.get(work.node), there.get(work.node)
@@ -391,7 +393,7 @@ def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:
 
 
 def _written(analysis: Analysis, at: Shapes) -> Iterator[Work]:
-    """The elements that every node writes, at other sizes of the dynamic dimensions."""
+    """Return the number of elements that every node writes, at other sizes of the dynamic dimensions."""
     for node, axes in axes_of_outputs(analysis).items():
         shape = at.facts.shapes.get(next(out for out in node.outputs if out.name))
         if shape is not None:

@@ -31,11 +31,11 @@ from prunecli.structures.prunable import Cuttable
 from prunecli.types import Json, Progress, Skipped
 
 HELD = 8
-"""One sample in so many judges and is not fitted on; with fewer samples than this, all fit and judge."""
+"""One of so many samples is held out; with fewer samples all are used for both."""
 MOST = 1024
-"""Samples that recovery looks at; more do not change a layer's fit."""
+"""Most samples that recovery uses; more do not change a layer's fit."""
 ENOUGH = 512
-"""Images that are fewer are joined by their mirror images in layers where held-out ones gain by it."""
+"""Number of images below which mirror images are added in layers where the held-out error falls."""
 TOP = 24
 FOLD = "fold"
 """The recovery that needs no data."""
@@ -43,12 +43,12 @@ FOLD = "fold"
 
 @dataclass(frozen=True)
 class Recovery:
-    """What recovery did. Errors: of the outputs (what a final Softmax reads) on the samples that judge, sum of squared
-    differences from the original over the spread. `asked`: `fold` of the default without data. `method` is `none` where
-    recovery was undone because it did not lower the error; `fold` without samples has for errors shares of the variance
-    of the layers' outputs, by moments that are carried through the model. `tried`: layers that a form was looked for,
-    `left`: those that could not be measured; `rescaled`: activations of a quantised model have new scales; `turned`:
-    heads whose dimensions were turned before some went."""
+    """What recovery did. Errors: squared difference of the outputs (the inputs of a final Softmax) from the original's
+    over their spread, on the held-out samples. `asked`: `fold` for the default without data. `method`: `none` where
+    recovery was undone because it did not lower the error; for `fold` without samples, errors are shares of the
+    variance of the layers' outputs, by propagated moments. `tried`: number of layers that a fit was tried for. `left`:
+    layers that could not be measured. `rescaled`: activations of a quantised model have new scales. `turned`: attention
+    heads whose dimensions were rotated before some were removed."""
 
     asked: str
     method: str
@@ -64,7 +64,7 @@ class Recovery:
 
 
 def recovery_method(options: CutOptions) -> str:
-    """What `--recover` stands for: unless named, `auto` with data and `fold` without.
+    """Return the method of `--recover`; the default is `auto` with data and `fold` without.
 
     Raises:
         PruneError: an unknown method, or one that needs data without any.
@@ -82,9 +82,10 @@ def recovery_method(options: CutOptions) -> str:
 def recover(
     cuttable: Cuttable, cut: ir.Model, removed: Removed, options: CutOptions, progress: Progress
 ) -> tuple[ir.Model, Recovery | None]:
-    """The cut model refitted, and what was done; both as they were with `none`, or where nothing can be folded.
+    """Return the cut model after recovery, and what was done. With `none`, or where nothing can be folded, return the
+    cut itself and None.
 
-    Without data, what was folded is refitted on made pictures where the model takes pictures.
+    Without data, a folded model is then refitted on synthetic images if the model takes images.
 
     Raises:
         PruneError: the data cannot be read, or a piece of the model does not run.
@@ -187,8 +188,8 @@ class _Try:
 
 
 def refits_on_pictures(cuttable: Cuttable, options: CutOptions) -> bool:
-    """Whether pictures are made for the refit: nothing is said of data and recovery, and all that the model reads is
-    like an image."""
+    """Return whether synthetic images are made for the refit: no data and no recovery are given, and all inputs look
+    like images."""
     if options.source is not None or options.closed_form is not None:
         return False
     specs = input_specs(cuttable.file.ir)
@@ -196,14 +197,15 @@ def refits_on_pictures(cuttable: Cuttable, options: CutOptions) -> bool:
 
 
 def _activations(model: ir.Model, data: CalibrationBatches) -> dict[str, Array]:
-    """Some of the numbers that each value takes on the fitting data."""
+    """Return a sample of the numbers that each value takes on the fitting data."""
     feeds = data.feeds[: data.fitted]
     seen = observe(data.start, ir.to_proto(model), feeds, total=len(feeds))
     return {name: np.concatenate(one.some) for name, one in seen.items()}
 
 
 def joint_damage(cuttable: Cuttable, options: CutOptions, units: Array, data: CalibrationBatches) -> float:
-    """What the outputs differ by without the masked units, after the recovery that is asked for, in floating point.
+    """Return the error of the outputs without the masked units, after the recovery that is asked for, in floating
+    point.
 
     Raises:
         PruneError: an operator cannot follow the cut, or a piece of the model does not run.
@@ -224,9 +226,10 @@ def _fold_recovery(layers: list[LayerFit]) -> Recovery:
 def calibration(
     cuttable: Cuttable, samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST
 ) -> tuple[CalibrationBatches, int]:
-    """Batches to fit on, then those that judge: one sample in `share`, at most `most`; and how many samples those are.
+    """Return batches to fit on, followed by those held out, and the number of held-out samples: one in `share`, at most
+    `most`.
 
-    Of more than MOST samples so many are drawn by the seed.
+    Of more than MOST samples, that many are drawn by the seed.
     """
     order = np.random.default_rng(options.seed).permutation(len(samples))[:MOST]
     held = min(len(order) // share, most)
@@ -243,7 +246,7 @@ def recovery_json(found: Recovery | None) -> Json:
 
 
 def recovery_sections(found: Recovery | None) -> list[Section]:
-    """What it gained, and each layer."""
+    """The errors before and after, and each layer."""
     if found is None:
         return []
     held = f"{found.held} held-out sample{'s' * (found.held != 1)}"
@@ -258,7 +261,7 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
 
 
 def _gained(found: Recovery, judged: str) -> str:
-    """What recovery made better."""
+    """Say what recovery improved."""
     if not found.samples:
         return (
             f"folded without data into the units that say most nearly the same: {len(found.layers)} layers miss"
@@ -275,7 +278,7 @@ def _gained(found: Recovery, judged: str) -> str:
 
 
 def _why(found: Recovery, judged: str) -> str:
-    """Why nothing was recovered."""
+    """Say why nothing was recovered."""
     if found.error_before == 0:
         return f"there is nothing to make up for, the outputs are the original's on {judged}"
     moved = f"the outputs differ by {found.error_before:.3g} on {judged}"
@@ -288,7 +291,7 @@ def _why(found: Recovery, judged: str) -> str:
 
 
 def _turned(found: Recovery) -> list[Section]:
-    """Which heads, and what of their products went with the dimensions that went."""
+    """List the heads, and the share of their products in the removed dimensions."""
     columns = (Column("weight", "name"), Column("with", "name"), Column("heads", "count", drop=1),
                Column("lost as they were", "percent"), Column("turned", "percent"))  # fmt: skip
     rows = [(one.left, one.right, one.heads, one.lost_before, one.lost) for one in found.turned]

@@ -1,4 +1,4 @@
-"""How a structural cut reads: as the contract's JSON, and as tables."""
+"""The contract's JSON of a structural cut, and its tables and charts."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _headline(found: StructuredResult) -> Text:
 
 
 def _without_data(found: StructuredResult) -> list[Section]:
-    """What data would have added, where there are none and nothing was trained."""
+    """Say what data would add, where there are none and nothing was trained."""
     if "data" in found.recipe or found.training is not None:
         return []
     fitted = "" if found.recovery is not None else ", and nothing was fitted"

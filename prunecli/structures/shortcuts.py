@@ -31,7 +31,7 @@ from prunecli.operators import operator_of
 
 RANK, BATCH, CHANNELS, SPATIAL = 4, 0, 1, (2, 3)
 WALK = 6
-"""Nodes before the shortcut among which a convolution is looked for."""
+"""Most nodes before the shortcut among which a convolution is searched."""
 ZERO = -1
 
 
