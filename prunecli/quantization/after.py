@@ -1,4 +1,4 @@
-"""`--quantize` of the commands that prune: what they make is quantised before it appears, zeros staying zeros."""
+"""`--quantize` of pruning commands: the pruned model is quantised before the file appears; zeros stay zero."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prunecli.quantization.result import QuantizeResult, StageFigures
 from prunecli.types import Progress
 
 OWN = {"format", "report", "include", "exclude", "output", "timing", "weights", "activations", "keep_float"}
-"""Options that mean something else to the command before."""
+"""Options that have another meaning in the pruning command."""
 STAGES = ("float", "pruned", "quantised", "both")
 ADVICE = "--granularity auto --target cpu-int8 chooses widths, and whole blocks that go, by times of quantised layers"
 Made = TypeVar("Made")
@@ -33,7 +33,7 @@ Pruned = TypeVar("Pruned")
 def quantized_after(
     model: Path, target: Path, options: QuantizedLast, make: Callable[[Path], Made], progress: Progress
 ) -> tuple[Made, QuantizeResult]:
-    """What `make(place)` wrote, quantised to `target`. `model`: the original.
+    """Quantise what `make(place)` wrote, and write it to `target`. `model`: the original.
 
     Raises:
         PruneError: it is quantised already; as `quantize`.
@@ -60,8 +60,8 @@ def quantized_after(
 def _stages(
     original: Path, made: Mapping[str, Path], options: QuantizeOptions, progress: Progress, advice: str
 ) -> tuple[dict[str, StageFigures], list[str]]:
-    """The original, what was made of it, and the original in integers of onnxruntime's tool; notes on what of it is
-    missing or no faster."""
+    """Return the original, the pruned model, and the original quantised by onnxruntime's tool, for comparison; and
+    notes on missing ones."""
     test = labelled_samples(load(original), options)
     with Scratch() as folder:
         paths = {"float": original, **made}
@@ -82,7 +82,8 @@ def _stages(
 
 
 def slow(gains: Mapping[str, Speedup], advice: str) -> list[str]:
-    """What both together are no faster than, beyond noise, and why. `advice`: what else to try."""
+    """Say which stages the quantised pruned model is no faster than, beyond noise, and why. `advice`: what else to
+    try."""
     if "both" not in gains or gains["both"].reason:
         return []
     others = {"pruned": "in floating point", "quantised": "in integers without pruning"}
@@ -94,7 +95,7 @@ def slow(gains: Mapping[str, Speedup], advice: str) -> list[str]:
 
 
 def with_quantized(done: Pruned, found: QuantizeResult) -> Pruned:
-    """The result of a command that prunes, of the file that it became."""
+    """Return the result of a pruning command with the quantised file in place of its own."""
     made: Any = done
     proof = replace(
         found.verification,
@@ -106,7 +107,7 @@ def with_quantized(done: Pruned, found: QuantizeResult) -> Pruned:
 
 
 def with_packed_size(found: QuantizeResult | None, size: int) -> QuantizeResult | None:
-    """The same, of a file that was packed then and takes `size` bytes."""
+    """Return the same for a file of `size` bytes that was packed afterwards."""
     if found is None or "both" not in found.stages:
         return found
     return replace(found, stages={**found.stages, "both": replace(found.stages["both"], file_bytes=size)})

@@ -29,7 +29,7 @@ Feed = Mapping[str, Array]
 Opener = Callable[..., Session]
 TOOL = "onnxruntime"
 _SHARED = 1024
-"""Elements up to which equal tensors are stored once."""
+"""Most elements of equal tensors that are stored once."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class CandidateEvaluator:
 
     @property
     def counts(self) -> bool:
-        """Whether elements that differ are counted."""
+        """Whether differing elements are counted."""
         return all(self.wanted[0][name].dtype.kind != "f" for name in self.names)
 
     def words(self, error: float) -> str:
@@ -108,7 +108,7 @@ class CandidateEvaluator:
 class GraphBuilder:
     """Makes quantised graphs of one prepared model.
 
-    prepared: its file; model: the same, loaded. weights, activations: as the options name them.
+    prepared: its file; model: the loaded file. weights, activations: types, as the options name them.
     """
 
     prepared: Path
@@ -127,8 +127,8 @@ class GraphBuilder:
         return self.form == "qdq" and self.activations == "none"
 
     def built(self, ranges: Mapping[str, Range], exclude: Sequence[str], open_ends: bool = True) -> IntegerGraph:
-        """As onnxruntime's tool makes it. `open_ends`: outputs of the model that a product of matrices computes
-        stay float, which costs nothing."""
+        """Return the graph of onnxruntime's tool. `open_ends`: outputs of the model that are a matrix product stay
+        float, which costs nothing."""
         if self.weights_alone:
             return weights_alone(self.model.ir, self.weights, exclude)
         weights = "int4" if self.form == "nbits" else self.weights
@@ -146,11 +146,11 @@ class GraphBuilder:
 
 
 def open_outputs(model: ir.Model, prepared: ir.Model) -> None:
-    """Outputs that are rounded right behind a Gemm or MatMul are given as they are: kernels of integers compute those
-    in float anyway.
+    """Return outputs unrounded that are rounded directly after a Gemm or MatMul: integer kernels compute them in float
+    anyway.
 
     Args:
-        prepared: what the model was made from. A rounding that stands for a Relu or Clip of it stays.
+        prepared: what the model was made from. A rounding that replaces its Relu or Clip stays.
     """
     products = {node.outputs[0].name for node in prepared.graph if node.op_type in ("Gemm", "MatMul")}
     for position, output in enumerate(list(model.graph.outputs)):
@@ -173,9 +173,8 @@ def open_outputs(model: ir.Model, prepared: ir.Model) -> None:
 
 
 def made_small(graph: IntegerGraph, taken: set[str], parameters: Collection[str]) -> None:
-    """Shorten what is written at length: names of inner values, zero points that are none, shapes of inner values,
-    equal scales, attributes that are as they would be without, biases with scales of their own. Integers take the name
-    of the weight they stand for.
+    """Shorten the file: names and shapes of inner values, zero points of zero, equal scales, default attributes, biases
+    with scales of their own. Integer tensors get the name of the weight they hold.
 
     Args:
         taken: names that are in use. parameters: names of stored tensors that stay.
@@ -209,8 +208,8 @@ def made_small(graph: IntegerGraph, taken: set[str], parameters: Collection[str]
 
 
 def _made_float(model: ir.Model, bias: StoredWeight) -> bool:
-    """Store a bias as the floats that its integers stand for, where a Conv alone reads it whose result is rounded:
-    onnxruntime makes the same integers of it when it opens the file (`WeightBiasQuantization`, since 1.22)."""
+    """Store a bias in float where only a Conv with a rounded result reads it: onnxruntime computes the same integers
+    when it opens the file (`WeightBiasQuantization`, since 1.22)."""
     reads = [use for use in bias.integers.uses() if use.node.op_type == "DequantizeLinear"]
     if len(reads) != 1 or len(list(bias.integers.uses())) != 1 or bias.name in model.graph.initializers:
         return False
@@ -225,7 +224,7 @@ def _made_float(model: ir.Model, bias: StoredWeight) -> bool:
 
 
 def _is_rounded(value: ir.Value) -> bool:
-    """Whether a QuantizeLinear alone reads a value, or what a Relu or Clip makes of it."""
+    """Return whether only a QuantizeLinear reads a value, directly or after a Relu or Clip."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return False
@@ -234,7 +233,7 @@ def _is_rounded(value: ir.Value) -> bool:
 
 
 def _drop_defaults(node: ir.Node, opsets: Mapping[str, int]) -> None:
-    """Leave out attributes that say what holds without them."""
+    """Remove attributes that equal their default."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
     except onnx.defs.SchemaError:
@@ -258,8 +257,8 @@ def _rename(model: ir.Model, value: ir.Value, name: str) -> None:
 
 
 def _drop_zero(integers: ir.Value) -> None:
-    """DequantizeLinear takes a zero point that is left out for 0. Of the weight of a product of matrices it stays:
-    without it onnxruntime finds no kernel of integers."""
+    """Remove a zero point of 0, the default of DequantizeLinear. The weight of a matrix product keeps it: without it
+    onnxruntime finds no integer kernel."""
     for node, index in list(integers.uses()):
         if any(use.node.op_type not in ("Conv", "ConvTranspose") and use.idx < 2 for use in node.outputs[0].uses()):
             continue

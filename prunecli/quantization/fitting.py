@@ -34,16 +34,16 @@ from prunecli.types import Progress, Skipped, no_progress
 
 NEAREST, COMPENSATED, FITTED = "nearest", "compensated", "fitted"
 WIDEST = 8192
-"""Inputs of one output; beyond that a Gram matrix would take more than half a gigabyte."""
+"""Most inputs of an output; the Gram matrix of more would take more than half a gigabyte."""
 
 POSITIONS = 40
-"""Per input of a layer that are looked at: rounding is far coarser than what more would settle."""
+"""Positions used per input of a layer: rounding errors are far larger than what more positions would improve."""
 
 
 @dataclass(frozen=True)
 class QuantisedLayer:
-    """What became of one weight. `errors`: by the way of rounding, squared differences from the aim over its spread, on
-    held-out samples where there are any; `method`: the way that was taken. `shape` of the weight; `nonzero`: of it."""
+    """The result for one weight. `errors`: by the method of rounding, squared difference from the target over its
+    spread, on held-out samples if any. `method`: the one used. `shape`, `nonzero`: of the weight."""
 
     name: str
     op: str
@@ -56,7 +56,7 @@ class QuantisedLayer:
 
 @dataclass(frozen=True)
 class _Rounding:
-    """One rounding of a layer, by matrix; `shift` of the constant."""
+    """One rounding of a layer, by matrix; `shift`: of the constant."""
 
     name: str
     grids: list[IntegerGrid]
@@ -67,7 +67,8 @@ class _Rounding:
 def fit_graph(
     prepared: ir.Model, graph: IntegerGraph, data: CalibrationBatches, progress: Progress = no_progress
 ) -> tuple[list[QuantisedLayer], list[Skipped]]:
-    """Store fitted weights in the graph. Returns what became of them, and which are as onnxruntime's tool rounded them.
+    """Store fitted weights in the graph. Return the layers, and the weights that remain as onnxruntime's tool rounded
+    them.
 
     Args:
         prepared: the float model that the graph was made from.
@@ -93,7 +94,7 @@ def fit_graph(
 
 
 def round_graph(prepared: ir.Model, graph: IntegerGraph) -> None:
-    """Store weights rounded to the nearest on grids that err least, each weight counting alike."""
+    """Store weights rounded to the nearest on grids of the least error; all weights count alike."""
     for layer in _layers(working_form(stand_in(graph, prepared)))[0]:
         form = graph.form_of(layer)
         if form is None:
@@ -118,7 +119,7 @@ def _layers(work: ir.Model) -> tuple[list[LinearLayer], list[Skipped]]:
 
 @dataclass(frozen=True)
 class _BothWalks:
-    """Both models on their way, and the graph of the stand-in, whose weights change."""
+    """Both models, run layer by layer, and the graph of the stand-in, whose weights change."""
 
     teacher: Walk
     student: Walk
@@ -128,7 +129,7 @@ class _BothWalks:
 
 @dataclass(frozen=True)
 class _LayerVisit:
-    """A layer of the stand-in whose turn it is. `aim`: the same one of the float model."""
+    """The layer of the stand-in that is fitted now. `aim`: the same layer of the float model."""
 
     layer: LinearLayer
     aim: LinearLayer
@@ -136,7 +137,7 @@ class _LayerVisit:
     graph: IntegerGraph
 
     def grid(self, weights: Array, importance: Array, at: int) -> IntegerGrid:
-        """Of matrix `at`, for these weights."""
+        """Return the grid of matrix `at` for these weights."""
         least = self.graph.least_scale(self.layer, self.aim.bias())
         form = self.form
         return fitted_grid(
@@ -173,8 +174,8 @@ def _fit(visit: _LayerVisit, pair: _BothWalks) -> QuantisedLayer:
 
 
 def _sums(visit: _LayerVisit, pair: _BothWalks) -> tuple[Equations, Equations | None]:
-    """Over the fitting data and over the held-out data, if there are any: what the layer reads in the stand-in, and
-    what it yields in the float model."""
+    """Return sums over the fitting data, and over the held-out data if any: of the layer's inputs in the stand-in, and
+    its outputs in the float model."""
     batch, rows, taps, cols = visit.layer.shape
     teacher, student, data = pair.teacher, pair.student, pair.data
     read, wanted, count = visit.layer.found, visit.aim.output, len(data.feeds)
@@ -211,7 +212,7 @@ def _tasks(visit: _LayerVisit, sums: Equations) -> list[FitTask]:
 
 
 def _optimum(task: FitTask) -> Array:
-    """The weights that come nearest to the aim, zeros where they are now."""
+    """Return the weights closest to the target, with zeros where they are zero now."""
     if not task.gone.any():
         return task.optimum().weights
     return masked_least_squares(task.damped, task.target, ~task.gone, start=task.weights)

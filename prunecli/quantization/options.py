@@ -29,7 +29,7 @@ BLOCK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizing(Options):
-    """What weights and activations become."""
+    """The types of weights and activations."""
 
     weights: Annotated[
         Literal["int8", "uint8", "int4-block32"],
@@ -91,7 +91,7 @@ class QuantizeOptions(
 
     @property
     def form(self) -> Literal["qdq", "dynamic", "nbits"]:
-        """Which graph is built."""
+        """The form of graph that is built."""
         given = [name for name in self.format if name in FORMS]
         if given:
             return given[0]  # type: ignore[return-value]

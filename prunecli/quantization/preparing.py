@@ -1,4 +1,4 @@
-"""A model as onnxruntime's tool takes it."""
+"""Prepare a model for onnxruntime's tool."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from prunecli.quantization.stored import Form
 from prunecli.runtime import PER_CHANNEL_SINCE, prepare_to_quantise
 
 LARGEST = 1_900_000_000
-"""Bytes of weights that fit into one file with everything else."""
+"""Most bytes of weights that fit into one file with everything else."""
 SUFFIXES = ("_quantized", "_scale", "_zero_point", "_Q4", "_scales", "_zero_points")
-"""Of the names of what the tool stores for a weight."""
+"""Suffixes of the names that the tool gives to what it stores for a weight."""
 DYNAMIC_SINCE = 11
-"""The opset of DynamicQuantizeLinear."""
+"""The first opset with DynamicQuantizeLinear."""
 
 
 def prepared(file: Model, form: Form, folder: Path) -> tuple[Path, list[str]]:
@@ -60,7 +60,7 @@ def prepared(file: Model, form: Form, folder: Path) -> tuple[Path, list[str]]:
 
 
 def _mistakable(graph: ir.Graph) -> list[ir.Value]:
-    """Values that have the name that the tool would give to a part of another one: it takes these for its own."""
+    """Return values whose name the tool would give to a part of another value, and so confuse with it."""
     values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     names = {value.name for value in values if value.name}
 
@@ -72,7 +72,7 @@ def _mistakable(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _rename(graph: ir.Graph) -> None:
-    """Give other names to what the tool would mistake."""
+    """Rename values that the tool would confuse."""
     taken = taken_names(graph)
     for value in _mistakable(graph):
         name = free_name(f"{value.name}.float", taken)
@@ -86,7 +86,7 @@ def _rename(graph: ir.Graph) -> None:
 
 
 def _save_whole(model: Model, place: Path) -> None:
-    """In one file: the tool does not find data beside it."""
+    """Save in one file: the tool does not find external data."""
     if sum(holder.tensor.nbytes for holder in holders(model.ir)) > LARGEST:
         raise PruneError(f"{model.path} is too large for onnxruntime's quantiser, which takes models up to 2 GB",
                          "prune it first, or quantise its parts")  # fmt: skip
@@ -100,7 +100,7 @@ def _is_scaled(node: ir.Node) -> bool:
 
 
 def _with_products_unscaled(model: ir.Model) -> ir.Model:
-    """A copy in which the matrices and biases of Gemm hold its alpha and beta."""
+    """Return a copy in which the matrices and biases of Gemm include its alpha and beta."""
     work = working_form(model)
     for node in [node for node in work.graph if _is_scaled(node)]:
         for index, name in ((1, "alpha"), (2, "beta")):
@@ -123,7 +123,7 @@ def _with_products_unscaled(model: ir.Model) -> ir.Model:
 
 
 def _as_product(graph: ir.Graph, node: ir.Node) -> None:
-    """A MatMul with the matrix itself for a Gemm, and for a MatMul that reads a stored matrix transposed."""
+    """Return a MatMul with the matrix itself for a Gemm, and for a MatMul that reads a transposed stored matrix."""
     if node.op_type not in ("Gemm", "MatMul") or node.domain:
         return
     matrix = behind(node.inputs[1])
@@ -151,7 +151,7 @@ def _as_product(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _stored(graph: ir.Graph, matrix: Constant, transposed: bool) -> ir.Value:
-    """The matrix as it is read, an initializer; of its name, where one node alone reads it."""
+    """Return the matrix as it is read, as an initializer, under its own name if only one node reads it."""
     value = matrix.way[0]
     if len(matrix.way) == 1 and not transposed:
         return value

@@ -1,6 +1,6 @@
-"""What can be proved of a quantised file: it opens, it holds the weights that were decided, and how far off it is.
+"""What can be proved of a quantised file: it opens, and it holds the decided weights. Its error is measured.
 
-That integers compute what floats did cannot be: it is measured, on samples that nothing was fitted to.
+That integers compute what floats did cannot be proved; the difference is measured on held-out samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prunecli.types import Verification
 def check_stored(
     staged: Path, decided: Mapping[str, Array], form: Form, evaluator: CandidateEvaluator, held: bool
 ) -> Verification:
-    """Read the file anew and run it. `held`: nothing was fitted to the samples of the judge.
+    """Read the file again and run it. `held`: nothing was fitted to the samples of the evaluator.
 
     Raises:
         PruneError: a weight is not stored as it was decided, or onnxruntime does not run the file.

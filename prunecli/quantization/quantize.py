@@ -39,12 +39,12 @@ from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verifica
 
 SAMPLES = 512
 HELD = 4
-"""One sample in so many judges, and is fitted to by nothing."""
+"""One of so many samples is held out."""
 FEWEST = 16
-"""Samples below which all of them fit and judge."""
+"""Number of samples below which all are used both for fitting and for evaluation."""
 UNFIT = "onnxruntime has no kernel of integers that reads it there"
 RUINED = 0.1
-"""Error beyond which a result is warned of."""
+"""Error above which the result comes with a warning."""
 ACTIVATIONS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
@@ -77,15 +77,15 @@ def quantize(
 
 
 def _with_result(layers: Sequence[QuantisedLayer], best: Candidate) -> list[QuantisedLayer]:
-    """What became of the layers in the candidate that is written, which may not be the fitted one."""
+    """Return the layers with what the written candidate, which may not be the fitted one, stores."""
     return [layer if best.name == FITTED else replace(layer, method=best.name, errors={}) for layer in layers]
 
 
 @dataclass(frozen=True)
 class Quantisation:
-    """What is settled before a graph is built. `exclude`: nodes that stay float; `unfit`: weights of those, which no
-    kernel of integers takes. `feeds`: calibration samples, RUNS at a time, for the ranges. `test`: labelled samples, if
-    any. `notes` on preparing."""
+    """What is decided before a graph is built. `exclude`: nodes that stay float. `unfit`: weights that no integer
+    kernel takes. `feeds`: calibration samples, RUNS at a time, for the ranges. `test`: labelled samples, if any.
+    `notes`: on preparing."""
 
     file: Model
     options: QuantizeOptions
@@ -150,7 +150,8 @@ class Quantisation:
         return graph
 
     def _ranges(self, progress: Progress) -> list[dict[str, Range]]:
-        """Of activations: all that was seen, and the parts that err least; one that is empty where none are needed."""
+        """Return the ranges of activations: all observed values, and the parts of least error; empty where none are
+        needed."""
         if self.options.activation_type not in ACTIVATIONS or self.options.form != "qdq":
             return [{}]
         seen = observe(self.batches.start, self.builder.prepared, self.feeds, total=len(self.feeds), progress=progress)
@@ -158,8 +159,7 @@ class Quantisation:
         return [whole, fitted_ranges(seen, *ACTIVATIONS[self.options.activation_type])]
 
     def _hurting(self, ranges: Mapping[str, Range], error: float, progress: Progress) -> list[str]:
-        """Names of nodes that stay float: those without whose quantisation the outputs come nearest to the float
-        model's, per parameter, as far as the budget goes."""
+        """Return the nodes that stay float: those whose quantisation costs most per parameter, within the budget."""
         weights = [w for w in find_weights(self.builder.model).prunable if w.node.name not in self.exclude]
         budget = self.options.keep_float * sum(w.size for w in weights)
         gains: list[tuple[float, Weight]] = []
@@ -195,8 +195,8 @@ def _check_float(file: Model, options: QuantizeOptions) -> None:
 def _divided(
     data: Dataset, options: QuantizeOptions, start: Any
 ) -> tuple[CalibrationBatches, Sequence[Mapping[str, Array]], Sequence[Mapping[str, Array]]]:
-    """Batches that fit and then those that judge, the latter, and the former in small runs. One sample in HELD judges;
-    of few samples all do both."""
+    """Return batches for fitting followed by those held out, the held-out ones, and the fitting ones in small runs. One
+    sample in HELD is held out; few samples are used for both."""
     order = np.random.default_rng(options.seed).permutation(len(data))
     held = len(order) // HELD if len(order) >= FEWEST else 0
     fit, held_out = data.select(np.sort(order[held:])), data.select(np.sort(order[:held]))
@@ -221,8 +221,8 @@ def _excluded(model: Model, options: QuantizeOptions) -> list[str]:
 
 
 def _unfit(model: Model, form: Form) -> list[Weight]:
-    """Weights that onnxruntime's kernels of integers do not take: what is multiplied from the left, stacks of matrices,
-    and, quantised dynamically, vectors."""
+    """Return weights that onnxruntime's integer kernels do not take: left operands, stacks of matrices and, quantised
+    dynamically, vectors."""
 
     def fits(use: Use) -> bool:
         if use.op not in ("MatMul", "Gemm") or form == "nbits":
@@ -235,7 +235,7 @@ def _unfit(model: Model, form: Form) -> list[Weight]:
 def _saved(
     work: Quantisation, best: Candidate, candidates: Sequence[Candidate], layers: list[QuantisedLayer], target: Path
 ) -> QuantizeResult:
-    """Write the best candidate, checked, and tell of it."""
+    """Write the best candidate with its checks, and return the result."""
     options, file = work.options, work.file
     shapes = concrete_shapes(file, options.dims)
     before = totals(load(plain_path(file)), shapes) if file.packed else totals(file, shapes)
@@ -271,7 +271,7 @@ def _names(graph: ir.Graph) -> list[str]:
 
 @dataclass
 class QuantisedInspector:
-    """Takes the staged file: it opens, it holds what was decided, and its sizes. `decided`: floats by weight."""
+    """Checks the staged file: it opens, it holds the decided weights, and its sizes. `decided`: floats by weight."""
 
     work: Quantisation
     decided: Mapping[str, Array]
@@ -318,7 +318,7 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
 
 
 def _float_weights(work: Quantisation, best: Candidate) -> list[str]:
-    """How much of the weights is no integers, and which operators read it."""
+    """Say how much of the weights stays float, and which operators read it."""
     found = find_weights(work.builder.model)
     weights = [*found.prunable, *(weight for weight in found.others if weight.kind == "embedding")]
     left = [weight for weight in weights if weight.name not in best.graph.weights]
@@ -334,7 +334,7 @@ def _float_weights(work: Quantisation, best: Candidate) -> list[str]:
 
 
 def _slow(work: Quantisation) -> str:
-    """Why integers are no faster here, as far as it can be told."""
+    """Say why integers are no faster here, as far as it is known."""
     if work.options.activation_type == "none":
         return "weights alone are integers, which become floats again at every run: the file is smaller, no run faster"
     ops = sorted(

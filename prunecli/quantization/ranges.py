@@ -1,8 +1,8 @@
-"""Ranges of activations: what was seen on the calibration data, and the part of it that errs least when quantised.
+"""Ranges of activations: the observed range on calibration data, and the part of it with the least quantisation error.
 
-A range that reaches to the largest value gives every value a coarse step for the sake of a few. A narrower one clips
-those few. Of ranges that end at parts of what was seen, the one with the least squared error over samples of the values
-is taken.
+A range up to the largest value makes the step coarse for all values because of a few. A narrower one clips those few.
+Among ranges that end at fractions of the observed one, the one with the least squared error over sampled values is
+taken.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from prunecli.types import Progress, no_progress
 
 Range = tuple[float, float]
 SAMPLED = 60_000
-"""Values of each activation by which ranges are judged."""
+"""Values of each activation by which ranges are compared."""
 PARTS = np.linspace(1.0, 0.3, 36)
-"""Parts of the observed ends that are tried."""
+"""Fractions of the observed ends that are tried."""
 RUNS = 8
-"""Samples of a run: every activation of all of them is in memory."""
+"""Samples of a run: all their activations are in memory."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Observed:
 
     @property
     def whole(self) -> Range:
-        """All that was seen, and 0."""
+        """The observed range, extended to 0."""
         return min(self.low, 0.0), max(self.high, 0.0)
 
 
@@ -63,7 +63,7 @@ def observe(
 
 
 def fitted_ranges(seen: Mapping[str, Observed], least: int, greatest: int) -> dict[str, Range]:
-    """The range of each activation that errs least in integers from `least` to `greatest`."""
+    """Return the range of each activation with the least error in integers from `least` to `greatest`."""
     return {name: _fitted(one, least, greatest) for name, one in seen.items()}
 
 

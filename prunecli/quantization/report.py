@@ -1,4 +1,4 @@
-"""How a quantised model reads: as the contract's JSON, and as tables."""
+"""JSON and tables of a quantised model."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ TITLES = {
     "quantised": "quantised by onnxruntime",
     "both": "pruned and quantised",
 }
-"""What candidates, and what was timed, are called."""
+"""Titles of the candidates, and of the models that were timed."""
 SHOWN = ("accuracy", "f1", "r2", "spearman", "mse")
-"""Metrics that the size table shows, as far as there are any."""
+"""Metrics that the size table shows, if they were measured."""
 
 
 def to_json(found: QuantizeResult) -> Json:
@@ -64,8 +64,8 @@ def to_json(found: QuantizeResult) -> Json:
 
 
 def quantization_json(found: QuantizeResult) -> Json:
-    """The key `quantization`: which candidate was written, how far each is from the float model, and of a model that
-    was pruned before the figures on the way."""
+    """The key `quantization`: which candidate was written, and how far each is from the float model; for a pruned model
+    also the figures of the stages."""
     speeds = {name: one.speed.to_json() for name, one in found.stages.items() if one.speed is not None}
     stages = {name: {"file_bytes": one.file_bytes, "metrics": dict(one.metrics)} for name, one in found.stages.items()}
     return {
@@ -84,7 +84,7 @@ def quantised_json(found: QuantizeResult | None) -> Json:
 
 
 def quantised_sections(found: QuantizeResult | None) -> list[Section]:
-    """What a command with `--quantize` tells of it."""
+    """The sections of a command with `--quantize`."""
     if found is None:
         return []
     sections: list[Section] = [_errors(found, "those of the pruned model"), *speed_sections(found.speed, "float model")]
@@ -160,7 +160,7 @@ def _sizes(found: QuantizeResult) -> Table:
 
 
 def _errors(found: QuantizeResult, floats: str = "those") -> Table:
-    """What each candidate costs, and which one was written. `floats`: the outputs that it is compared with."""
+    """The error of each candidate, and which one was written. `floats`: the outputs that are compared."""
     rows = [
         (TITLES.get(name, name), error, "written" if name == found.chosen else "")
         for name, error in found.errors.items()

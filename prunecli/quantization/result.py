@@ -24,7 +24,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class StageFigures:
-    """Of a model on the way. `metrics`: on labelled data, where there are any; `speed`: beside the original."""
+    """Figures of a model along the way. `metrics`: on labelled data, if any. `speed`: relative to the original."""
 
     file_bytes: int
     metrics: Mapping[str, float]
@@ -33,9 +33,9 @@ class StageFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeResult(ModelResult):
-    """What was quantised. `errors`: of the outputs on the samples that judge, by candidate; `chosen`: the one that was
-    written; `stages`: of a model that was pruned before: the original (float), pruned alone, quantised alone, both;
-    `fidelity` of it, and `tool` that of onnxruntime's own; `left`: weights that were not fitted."""
+    """What was quantised. `errors`: of the outputs on the held-out samples, by candidate. `chosen`: the written one.
+    `stages`: for a pruned model: the original (float), pruned alone, quantised alone, both. `fidelity`: of the result;
+    `tool`: that of onnxruntime's own. `left`: weights that were not fitted."""
 
     recipe: Json
     layers: Sequence[QuantisedLayer]

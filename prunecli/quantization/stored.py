@@ -1,4 +1,4 @@
-"""Where a quantised graph keeps its weights, as onnxruntime's tool builds it: read as floats, and written anew.
+"""The weights of a quantised graph as onnxruntime's tool stores them: read as floats, and written again.
 
     qdq      W_quantized, W_scale, W_zero_point behind DequantizeLinear; a bias as int32 at the scale of the product
     dynamic  W_quantized, W_scale, W_zero_point, read by MatMulInteger and its like
@@ -29,12 +29,12 @@ from prunecli.reconstruct.rounding import INTEGERS, IntegerGrid, IntegerType
 
 Form = Literal["qdq", "dynamic", "nbits"]
 BIAS = float(2**30)
-"""Largest integer of a bias: half of what int32 holds, so that a sum of products has room beside it."""
+"""Largest integer of a bias: half of the int32 range, so that sums of products do not overflow."""
 
 
 @dataclass(frozen=True)
 class GridForm:
-    """What the grid of a weight may be. `block`: columns that share a scale, 0: all; `shared`: all rows share one."""
+    """The form of a weight's grid. `block`: columns that share a scale, 0: all; `shared`: all rows share one."""
 
     kind: IntegerType
     block: int = 0
@@ -43,8 +43,8 @@ class GridForm:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """The tensors that hold one weight. `axis`: along which scales differ, None if there is one. `size`: inputs of an
-    output, where they are stored in blocks of bytes; 0 elsewhere."""
+    """The tensors that hold one weight. `axis`: along which scales differ, None if there is one scale. `size`: inputs
+    of an output, where they are stored in blocks of bytes; 0 elsewhere."""
 
     name: str
     integers: ir.Value
@@ -68,7 +68,7 @@ class StoredWeight:
 
 
 def content(value: ir.Value) -> Array:
-    """Of a stored tensor."""
+    """Return the content of a stored tensor."""
     assert value.const_value is not None
     return np.asarray(value.const_value.numpy())
 

@@ -1,4 +1,4 @@
-"""`prune adaptive`: the smallest model that loses no more than is allowed, confirmed on data that chose nothing."""
+"""`prune adaptive`: the smallest model within an allowed loss, confirmed on held-out data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from prunecli.training.gradual import left_out
 from prunecli.types import FileRef, Json, Progress, no_progress
 
 ATTEMPTS = 5
-"""Settings that may be confirmed; each one after the first is held to a stricter bound, and its interval is wider."""
+"""Most allocations that may be tested for confirmation; each one after the first is held to a stricter bound, and its
+interval is wider."""
 LEVEL = 0.95
 
 
@@ -60,8 +61,8 @@ class LayerThreshold:
 @dataclass(frozen=True)
 class AdaptiveResult(Reported):
     """`result`: of the command that wrote the model, None if the goal was not reached. `confirmations`: in the order
-    tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed. `curves`: damage of
-    each layer alone, where the strategy measured it."""
+    tried; the last one is of the model. `closest`: the step nearest to being allowed, where none was. `curves`: damage
+    of each layer cut alone, where the strategy measured it."""
 
     reporter = "adaptive_report"
 
@@ -154,7 +155,7 @@ def adaptive(
 
 
 def _remedy(found: AdaptiveResult) -> str:
-    """What a user can do about a goal that was not reached."""
+    """Return what a user can do about a goal that was not reached."""
     ways = ["allow more", "give more data (the margin for noise shrinks with it)"]
     if not found.options.trains:
         recover = [] if found.options.recovers else ["--recover auto"]
@@ -185,7 +186,7 @@ def _notes(options: AdaptiveOptions) -> list[str]:
 
 
 def _confirm(run: Search, held: TrialSamples, models: StepModels) -> Iterator[Confirmation]:
-    """Judge steps on the held-out samples, the smallest allowed model first, until one holds. One that fails tightens
+    """Test steps on the held-out samples, the smallest allowed model first, until one passes. One that fails tightens
     the limit of the next by its excess. Later intervals are wider (Bonferroni: level 1 - 0.05 / attempt)."""
     limit, tried = run.goal.max_drop, set[int]()
     for attempt in range(1, ATTEMPTS + 1):

@@ -1,4 +1,4 @@
-"""How adaptive pruning reads: the promise and what became of it, the path, the front, the thresholds, the file."""
+"""JSON and tables of adaptive pruning: goal, confirmation, path, front, thresholds, file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TOP = 30
 NAMES = {"params": "parameters", "macs": "MACs", "file_bytes": "bytes", "latency": "time"}
 OF_ZEROS = {"params": "parameters", "macs": "MACs other than by zero", "file_bytes": "bytes once packed"}
-"""Of elements: the file's own MACs and bytes stay as they are."""
+"""Names of what zeros save: the file's own MACs and bytes do not change."""
 
 
 def to_json(found: AdaptiveResult) -> Json:
@@ -56,7 +56,7 @@ def to_json(found: AdaptiveResult) -> Json:
 
 
 def goal_name(found: AdaptiveResult) -> str:
-    """What became small."""
+    """Return the name of the minimised amount."""
     names = OF_ZEROS if found.options.elements else NAMES
     return names[found.goal.minimize]
 
@@ -167,7 +167,7 @@ def _path(found: AdaptiveResult) -> Table:
 
 
 def _front(found: AdaptiveResult) -> Table:
-    """With the step that was confirmed, which noise may keep off the front: steps beat it that were not allowed."""
+    """Return the front with the confirmed step, which noise may keep off it: steps that beat it were not allowed."""
     held = [c.step for c in found.confirmations if c.holds]
     beaten = [FrontModel(step) for step in held if step.number not in {m.step.number for m in found.front}]
     models = sorted([*found.front, *beaten], key=lambda m: m.step.remains)
@@ -196,7 +196,7 @@ def _thresholds(found: AdaptiveResult) -> Table:
 
 
 def curves_chart(found: AdaptiveResult) -> Chart:
-    """The damage by each layer cut alone, the most harmed first, and how much of it was removed in the end."""
+    """The damage by each layer cut alone, the largest first, and the removed fraction of the layer."""
     chosen = {one.layer.name: one.fraction for one in found.layers}
     finite = {c.layer: [(f, d) for f, d in zip(c.fractions.tolist(), c.damages.tolist(), strict=True) if isfinite(d)]
               for c in found.curves}  # fmt: skip
@@ -214,8 +214,8 @@ def curves_chart(found: AdaptiveResult) -> Chart:
 
 @dataclass(frozen=True)
 class _Scales:
-    """What the steps are drawn over. By default: what is lost, over what is left. Where time is to be saved and was
-    measured, as `pair`: the metric, over milliseconds of a run, which a table of layers predicts for steps."""
+    """The axes of the chart of steps. By default: the loss over what remains. Where time is minimised and was measured,
+    as `pair`: the metric over milliseconds of a run, which a table of layers predicts for the steps."""
 
     found: AdaptiveResult
     pair: TimedPair | None
@@ -251,7 +251,7 @@ class _Scales:
 
 
 def path_chart(found: AdaptiveResult, name: str) -> Chart:
-    """Every step by what it leaves and what it loses, the front as a line, and the limit."""
+    """Every step by what remains and the loss, the front as a line, and the limit."""
     limit, most, scales = found.goal.max_drop, 10 * found.goal.max_drop, _Scales.of(found)
     shown = [step for step in found.steps if step.drop.value <= most]
 

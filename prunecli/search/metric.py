@@ -1,7 +1,7 @@
-"""What a trial is judged by: the user's metric, with its noise, and a finer measure of damage that steers the search.
+"""What trials are compared by: the user's metric, with its noise, and a finer measure of damage that steers the search.
 
-Accuracy moves in steps of one sample and its differences are mostly noise; how far the outputs have moved is smooth and
-needs no labels. So damage decides where to cut, and the metric decides how far to go.
+Accuracy moves in steps of one sample, and its differences are mostly noise. The change of the outputs is smooth and
+needs no labels. So damage decides which layers to cut, and the metric decides how far.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIDELITY = ("top1_agreement", "cosine")
 PER_SAMPLE = {"accuracy", "top5", "log_loss", "mae"}
 TINY = float(np.finfo(np.float32).tiny)
 SURE = 2.0
-"""Standard errors that a difference must exceed to be more than noise."""
+"""Standard errors above which a difference is more than noise."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class TrialMetric:
         return self.name in FIDELITY or self.merit.fraction
 
     def wanted(self, outputs: Outputs) -> Outputs:
-        """The outputs that the metric looks at."""
+        """The outputs that the metric reads."""
         return outputs if self.judge is not None else {self.output: outputs[self.output]}
 
     @property
@@ -160,8 +160,9 @@ class TrialMetric:
         )
 
     def damage(self, reference: Outputs, outputs: Outputs, count: int) -> Array:
-        """Per sample, how far the outputs are from the original's: the mean over outputs of the Kullback-Leibler
-        divergence of class scores, elsewhere of |a - b|^2 over the mean |a|^2; infinite where not finite."""
+        """Return, per sample, the distance of the outputs from the original's: the mean over outputs of the
+        Kullback-Leibler divergence of class scores, for others of |a - b|^2 over the mean |a|^2; infinite where not
+        finite."""
         rows = [
             _damage(reference[n], outputs[n], self.scales[n], count=count, mixture=self.mixtures.get(n))
             for n in self.scales
@@ -173,10 +174,9 @@ def choose_metric(
     wanted: str | None, asked: ReadingOptions, labels: Array | None, batches: Sequence[Batch],
     reference: Sequence[Outputs], classes: Classes | None = None, heads: Mapping[str, bool] | None = None,
 ) -> TrialMetric:  # fmt: skip
-    """The metric for a metric of `prune evaluate`; None: accuracy or r2 with labels, else top-1 agreement where
-    outputs are class scores, else cosine. `labels`: all that there are, also of samples that are not in `batches`: what
-    they mean must not depend on which of them a part happens to have. `classes`: what their numbers stand for.
-    `heads`: of `heads_of`.
+    """Return the metric for a metric of `prune evaluate`. None: accuracy or r2 with labels, else top-1 agreement where
+    outputs are class scores, else cosine. `labels`: all labels, also of samples outside `batches`, since their meaning
+    must not depend on the part. `classes`: the labels that class numbers stand for. `heads`: from `heads_of`.
 
     Raises:
         PruneError: the metric is unknown, needs labels, or says nothing about new data; or the labels are of other
@@ -234,7 +234,7 @@ def _with_own(found: TrialMetric, own: Iterable[tuple[Batch, Outputs, Outputs]])
 
 
 def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Sequence[Outputs]) -> Sequence[str]:
-    """Return the outputs with one row per sample, or all if none has. Sizes of others (detected boxes) may change
+    """Return the outputs with one row per sample, or all if none has. The sizes of others (detected boxes) may change
     with the weights."""
 
     def has_rows(batch: Batch, name: str, output: Array) -> bool:
@@ -320,8 +320,8 @@ def _each(name: str, p: Predictions) -> Array:
 
 
 def _mean_drop(each: Array, counted: bool) -> Drop:
-    """Return the mean as a drop. If `counted`, the variance assumes one more changed sample than was seen: that none
-    changed here does not mean that none can."""
+    """Return the mean as a drop. If `counted`, the variance assumes one more changed sample than was seen: zero changes
+    here do not rule out changes on other samples."""
     count = len(each)
     if not np.isfinite(each).all():
         return Drop(math.inf, math.inf, count)

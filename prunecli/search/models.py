@@ -1,9 +1,8 @@
-"""The models of a search's steps, as they are written: recovered, trained between steps, and kept as a Pareto front.
+"""The models of a search's steps as they are written: recovered, trained between steps, and kept as a Pareto front.
 
-With recovery, and with training, the search goes on from its best step along the path that it drew, a little at a time:
-each step cuts what the last accepted one left, is fitted or trained with the unpruned model as teacher, and is judged
-as any other, on samples that it was not trained on. A step that costs too much is backed out, and the next one is
-smaller.
+With recovery or training the search continues from its best step along its path in small steps: each cuts the result of
+the last accepted one, is fitted or trained with the unpruned model as teacher, and is evaluated as any other, on
+samples that it was not trained on. A step that costs too much is undone, and the next one is smaller.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from prunecli.types import Json, Progress
 from prunecli.zeros.result import MagnitudeResult
 
 FRONT = 12
-"""Models that --save-front keeps, at most."""
+"""Most models that --save-front keeps."""
 PACE, LEAST_PACE = 0.2, 0.02
-"""The fraction of what remains that a step removes: at first, and when it is no longer worth trying."""
+"""The fraction of what remains that a step removes: at first, and the least that is tried."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class Trained:
 
 @dataclass
 class StepModels:
-    """The models of steps; those made on the way are files in `folder`. `trained`: by the step's number; `recovered`:
-    by allocation, each made once; `as_saved`: numbers of the steps whose file to be saved was judged."""
+    """The models of steps; those made during the search are files in `folder`. `trained`: by the step's number.
+    `recovered`: by allocation, each made once. `as_saved`: numbers of the steps that were evaluated as saved files."""
 
     setup: TrialSetup
     options: AdaptiveOptions
@@ -68,7 +67,7 @@ class StepModels:
     # -- further than the search went ----------------------------------------------------------------
 
     def recover_further(self, run: Search) -> None:
-        """Cut further from the best step so far; each step is refitted, and judged on the samples of the search."""
+        """Cut further from the best step so far; each step is refitted, then evaluated on the samples of the search."""
 
         def attempt(allocation: dict[str, float], number: int) -> SearchStep:
             outcome = self.setup.outcome(self._recovered(allocation))
@@ -79,7 +78,7 @@ class StepModels:
         run.follow(attempt, PACE, LEAST_PACE)
 
     def train_further(self, run: Search) -> None:
-        """Cut further from the best step so far; each step is trained before it is judged."""
+        """Cut further from the best step so far; each step is trained, then evaluated."""
         last: Trained | None = None
 
         def attempt(allocation: dict[str, float], number: int) -> SearchStep:
@@ -115,7 +114,7 @@ class StepModels:
 
     def _training(self, cut: Result, output: Path) -> FinetuneOptions:
         """Return the options of the training. Distillation on the samples of the search is validated on samples that
-        neither search nor confirm."""
+        neither search nor confirmation uses."""
         o = self.options
         training = training_of(o, self.setup.file.path, output, cut=cut, keep_start=True)
         if not o.distills or o.train_data is not None:
@@ -138,8 +137,8 @@ class StepModels:
         return self.setup.open(self.setup.pruner.build(step.allocation))
 
     def write(self, step: SearchStep, target: Path, said: Json) -> Result:
-        """Save the model of a step with proof, packed if asked for; of a trained one, the proof is of each cut before
-        its training."""
+        """Save the model of a step with proof, packed if asked for. For a trained model, the proof is of each cut
+        before its training."""
         o = self.options
         if not o.pack:
             return self._written(step, target, said, dry_run=o.dry_run)
@@ -176,14 +175,14 @@ class StepModels:
         return replace(last, layers=[replace(r, nonzero=late.get(r.weight, r.nonzero)) for r in last.layers], **same)
 
     def _timed(self, done: Result, place: Path) -> Result:
-        """Return the result with the speed of the file beside the original, if structures were cut."""
+        """Return the result with the speedup of the file over the original, if structures were cut."""
         if isinstance(done, MagnitudeResult) or not self.options.timing:
             return done
         return replace(done, speed=measured(place, self.setup.file.path, self.options, progress=self.progress))
 
     def front(self, steps: Sequence[SearchStep]) -> Iterator[FrontModel]:
-        """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many.
-        With recovery, of those that were judged as they are saved."""
+        """Return the steps that no other beats in both what remains and the drop. With --save-front save them, evenly
+        chosen if many. With recovery, only steps evaluated as saved count."""
         kept = pareto([s for s in steps if not self.options.recovers or s.number in self.as_saved])
         folder = self.options.save_front
         if folder is None or self.options.dry_run:

@@ -56,7 +56,7 @@ class TrialOptions(
     Distributed,
     Resumed,
 ):
-    """What is tried, how it is judged, and where trials run."""
+    """What is tried, how trials are evaluated, and where they run."""
 
     granularity: Annotated[
         str,
@@ -80,12 +80,12 @@ class TrialOptions(
 
     @property
     def recovery(self) -> Literal["none", "bias", "bn", "lstsq", "auto"]:
-        """Closed-form recovery of what is left."""
+        """Closed-form recovery of the remaining weights."""
         return "none"
 
     @property
     def goal(self) -> str | None:
-        """What is to become small; None: what the pruner has first."""
+        """The amount to minimise; None: the pruner's first."""
         return None
 
     @property
@@ -104,7 +104,7 @@ class TrialOptions(
 
     @property
     def tried(self) -> DataOptions:
-        """The data that trials are judged on."""
+        """The data that trials run on."""
         found = self.source
         assert found is not None
         return found
@@ -173,8 +173,8 @@ def _drop(text: str) -> Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedFile(Saving):
-    """A pruned model, as it is written. `spreads`: measure the distributions that a report draws; `timed`: the speed of
-    structures beside the original."""
+    """How a pruned model is written. `spreads`: measure the distributions that a report draws. `timed`: measure the
+    speedup of structures over the original."""
 
     save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
     spreads: bool = False
@@ -231,7 +231,7 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
 
     @property
     def allowed(self) -> Quantity:
-        """What may be lost, as it was written."""
+        """The allowed loss, as written."""
         assert self.max_drop is not None
         return self.max_drop if isinstance(self.max_drop, Quantity) else Quantity(self.max_drop)
 
@@ -241,7 +241,7 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
 
     @property
     def confirming(self) -> DataOptions | None:
-        """The data that only confirm, where they are not a part of the others."""
+        """The data for confirmation, if they are not a part of the others."""
         return None if self.confirm_data is None else self.like(self.confirm_data)
 
     def check(self) -> None:

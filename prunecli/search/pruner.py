@@ -1,8 +1,8 @@
-"""What a search moves, whatever does the pruning: layers, and an allocation that says which fraction of each goes.
+"""The interface between searches and pruners: layers, and allocations, which give the removed fraction of each.
 
-A pruner knows one kind of unit. It lists its layers, builds the model of an allocation, says what that costs, and saves
-it with proof. All that is measured of an allocation is measured on the model that it builds, so sensitivity, both
-strategies and every backend work for every pruner. Workers have its `Space` alone: what builds models.
+A pruner knows one kind of unit. It lists its layers, builds the model of an allocation, counts its costs, and saves it
+with proof. Everything that is measured of an allocation is measured on the model that it builds, so sensitivity, both
+strategies and every backend work for every pruner. Workers only need its `Space`, which builds models.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ LeCun et al. 1990), g the gradient of the outputs in random directions."""
 
 @dataclass(frozen=True)
 class Layer:
-    """What an allocation gives a fraction to: the elements of a weight, or a group of coupled units.
+    """A part of the model to which an allocation gives a fraction: the elements of a weight, or a group of coupled
+    units.
 
-    count: its units. params, macs: sums over the weights in `touches`. limit: the largest fraction that may go.
+    count: its units. params, macs: sums over the weights in `touches`. limit: the largest fraction that may be removed.
     widths: numbers of units that may stay, from all of them down; empty: any.
     """
 
@@ -51,7 +52,7 @@ class Layer:
     widths: tuple[int, ...] = ()
 
     def gone(self, fraction: float) -> int:
-        """Return how many whole units go at this fraction."""
+        """Return the number of units removed at this fraction."""
         most = min(round(fraction * self.count), int(self.limit * self.count + 1e-9))
         return self.count - min(width for width in self.widths if width >= self.count - most) if self.widths else most
 
@@ -71,7 +72,7 @@ class Space(Protocol):
         ...
 
     def cost(self, allocation: Allocation) -> Mapping[str, float]:
-        """Return what remains, exact to a unit: `params`, and what the pruner knows of its `goals`."""
+        """Return what remains, exact to a unit: `params`, and the pruner's other `goals`."""
         ...
 
     def by_threshold(self, share: float) -> Allocation:

@@ -1,4 +1,4 @@
-"""Measuring allocations: what is known is not measured again, the rest runs wherever the pool has it run."""
+"""Measures allocations: known results are reused, the others are computed by the worker pool."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TrialRunner:
 SCHEMA = "prunecli-state/1"
 ANEW = "name another file, or remove this one"
 MOST_BYTES = 1 << 28
-"""Of one journal; it is read as a whole."""
+"""Largest size of a journal, which is read as a whole."""
 
 
 class Journal:
@@ -184,7 +184,7 @@ Result = tuple[int, list[Outcome]]
 MAPPED = 10_000
 """Arrays of more bytes are written once and mapped by every process; smaller ones are sent with each group."""
 RESTARTS = 3
-"""How often workers that died are replaced without a single result in between."""
+"""How often dead workers are replaced without a result in between."""
 
 
 class WorkerPool(Protocol):
@@ -193,12 +193,12 @@ class WorkerPool(Protocol):
     def run(self, workspace: Workspace, groups: Sequence[TrialGroup]) -> Iterator[Result]: ...
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release its resources."""
         ...
 
 
 class InProcess:
-    """One group after another, here."""
+    """Runs one group after the other in this process."""
 
     def run(self, workspace: Workspace, groups: Sequence[TrialGroup]) -> Iterator[Result]:
         for number, group in enumerate(groups):
@@ -221,8 +221,8 @@ def _persistent(
     once: Callable[[dict[int, TrialGroup]], Iterator[Result]], groups: Sequence[TrialGroup],
     losses: tuple[type[BaseException], ...], given_up: PruneError,
 ) -> Iterator[Result]:  # fmt: skip
-    """What `once` yields of the groups that are left, begun anew after a loss; `given_up` is raised after too many
-    of them without a result in between."""
+    """Yield the results of `once` for the remaining groups, and start again after a loss of workers; raise `given_up`
+    after too many losses without a result in between."""
     left, failures = dict(enumerate(groups)), 0
     while left:
         try:
@@ -279,8 +279,8 @@ def pool_of(options: TrialOptions) -> WorkerPool:
 
 
 class Dask:
-    """A Dask cluster. The workspace is sent to every worker once. Not by joblib's backend, which hands over no result
-    before all are there."""
+    """A Dask cluster. The workspace is sent to every worker once. joblib's Dask backend returns no result before all
+    are there."""
 
     def __init__(self, address: str) -> None:
         self._client = dask_client(address)

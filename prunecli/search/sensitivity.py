@@ -1,4 +1,4 @@
-"""`prune sensitivity`: what each layer, or group of coupled units, costs when it alone is cut."""
+"""`prune sensitivity`: the damage of cutting each layer, or group of coupled units, alone."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from prunecli.types import FileRef, Progress, Skipped, no_progress
 from prunecli.zeros.select import check_numbers
 
 SAMPLES = 512
-"""Drawn where there are more and no limit was set."""
+"""Samples that are drawn where there are more and no limit was set."""
 CHECKED = 12
-"""Settings that are measured to see how well the proxy ranks."""
+"""Number of allocations measured to see how well the proxy ranks."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One layer cut alone by `fraction`. `drop` of the metric (positive is worse) and its standard error; None where a
-    proxy stood in. `damage`: see `TrialMetric.damage`; of a proxy, what it predicts."""
+    """One layer cut alone by `fraction`. `drop` of the metric (positive is worse) and its standard error; None for a
+    proxy. `damage`: see `TrialMetric.damage`; for a proxy the prediction."""
 
     fraction: float
     damage: float
@@ -81,8 +81,8 @@ class Ranking:
 
 @dataclass(frozen=True)
 class SensitivityResult(Reported):
-    """`rows`: the most sensitive first. `baseline`: the metric of the original; without data nothing is judged, and
-    `metric` and what belongs to it are None."""
+    """`rows`: the most sensitive first. `baseline`: the metric of the original. Without data nothing is measured, and
+    `metric` and the fields that depend on it are None."""
 
     reporter = "sensitivity_report"
 
@@ -147,7 +147,7 @@ def _on_data(model: Path, options: SensitivityOptions, progress: Progress) -> Se
 
 
 def _from_the_file(model: Path, options: SensitivityOptions, progress: Progress) -> SensitivityResult:
-    """Predicted without data, and so not checked."""
+    """Predict without data, and so without a check."""
     file = load(model)
     check_numbers(file)
     check_target(file, None, False, asked=options)
@@ -172,7 +172,7 @@ def _read_off(curves: Mapping[str, LossCurve]) -> Proxy:
 
 
 def _proxy(setup: TrialSetup, options: SensitivityOptions, progress: Progress) -> tuple[Proxy | None, list[str]]:
-    """What stands in for measuring, if asked for, and notes: a model that the network does not know is measured."""
+    """Return the proxy, if asked for, and notes. A model that the network does not know is measured instead."""
     if options.fast:
         return setup.pruner.proxy(progress), []
     if not options.predicted:
@@ -208,7 +208,7 @@ def _row(setup: TrialSetup, layer: Layer, levels: Sequence[float], outcomes: Seq
 def _by_proxy(
     setup: TrialSetup, options: SensitivityOptions, proxy: Proxy
 ) -> tuple[list[SensitivityRow], Ranking | None]:
-    """Predicted, and checked on a few allocations that are measured."""
+    """Predict, and check the ranking on a few allocations that are measured."""
     layers = _layers(setup, options)
     rows = [_predicted(layer, levels_of(layer, options.levels), proxy) for layer in layers]
     every = [(row.layer.name, point) for row in rows for point in row.points]

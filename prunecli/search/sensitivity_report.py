@@ -1,4 +1,4 @@
-"""How sensitivity reads: as JSON, and as a table of the loss at each fraction, the most sensitive layer first."""
+"""JSON and tables of sensitivity: the loss at each fraction, the most sensitive layer first."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _what(found: SensitivityResult) -> str:
 
 
 def _answer(found: SensitivityResult) -> list[Section]:
-    """How many layers stand how much, and which stand least."""
+    """Say how many layers tolerate how much, and which tolerate least."""
     spare = {row.layer.name: row.spare for row in found.rows if row.spare is not None}
     if not spare:
         return [headline(f"The most sensitive: {', '.join(row.layer.name for row in found.rows[:3])}.")]
@@ -159,8 +159,8 @@ def _proxy(found: SensitivityResult) -> Text:
 
 
 def sensitivity_chart(found: SensitivityResult) -> Chart:
-    """Small multiples, the most sensitive layer first, all on the same axes: the loss, or what is predicted, by the
-    fraction removed."""
+    """Small multiples, the most sensitive layer first, all on the same axes: the loss, or its prediction, over the
+    removed fraction."""
     panels = [Panel([_curve(row)], row.layer.name) for row in found.rows]
     if found.proxy is not None:
         y = ChartAxis("predicted damage")

@@ -52,7 +52,7 @@ class SampleSubset(DataOptions):
 
 @dataclass(frozen=True)
 class TrialSetup:
-    """A runner on the samples to choose by, and the pruner whose allocations it measures."""
+    """A runner on the samples of the search, and the pruner whose allocations it measures."""
 
     file: Model
     pruner: Pruner
@@ -61,20 +61,20 @@ class TrialSetup:
 
     @property
     def samples(self) -> TrialSamples:
-        """The samples to choose by."""
+        """The samples of the search."""
         return self.runner.workspace.samples
 
     def open(self, model: Path | onnx.ModelProto) -> Session:
-        """A model as trials run it."""
+        """Open a model as trials run it."""
         return Session.open(model, provider=self.runner.workspace.provider, threads=1)
 
     def outcome(self, model: Path) -> Outcome:
-        """Return the outcome of a model file on all samples to choose by."""
+        """Return the outcome of a model file on all samples of the search."""
         return outcome_on(self.open(model), self.samples)
 
 
 def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
-    """The model as it is, on one thread, as trials run it."""
+    """Open the unchanged model as trials run it, on one thread."""
     file = load(path)
     check_numbers(file)
     return file, Session.open(path, provider=options.execution.provider, threads=1)
@@ -105,8 +105,8 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
 
 
 def open_pruner(path: Path, options: TrialOptions, samples: DataOptions | None, progress: Progress) -> Pruner:
-    """The pruner of the granularity; what its criterion and the goal need is measured on `samples`; without them
-    it scores by the weights alone.
+    """Return the pruner of the granularity. What its criterion and goal need is measured on `samples`; without them it
+    scores by the weights alone.
 
     Raises:
         PruneError: an unknown name, or nothing can be pruned.
@@ -115,7 +115,7 @@ def open_pruner(path: Path, options: TrialOptions, samples: DataOptions | None, 
 
 
 def _files(file: Model) -> dict[str, Any]:
-    """The model's file, which refers to its data by the names that those have here, and its data."""
+    """Return the model's file, with its references renamed to the keys of the result, and its external data."""
     names = {str(path): f"{file.path.name}.{number}" for number, path in enumerate(file.data_files)}
     proto = read_proto(file.path)
     for tensor in external(proto):
@@ -136,7 +136,7 @@ def _content(batches: Sequence[Batch]) -> list[str]:
 
 
 def split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
-    """The samples to choose by, and those that only confirm."""
+    """Return the samples of the search, and those for confirmation."""
     data = options.tried.open(session.inputs, session.outputs)
     if options.confirming is not None:
         held = options.confirming.open(session.inputs, session.outputs)
@@ -150,7 +150,8 @@ def split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]
 
 
 def groups_of(data: Dataset, options: TrialOptions) -> Array | None:
-    """Return numbers of the samples that the metric judges together, as of pairs; None where it judges each."""
+    """Return the group numbers of samples that the metric reads together, such as pairs; None where it reads each
+    alone."""
     if options.metric is None or options.metric in MEASURES or data.labels is None:
         return None
     (metric,) = find_metrics([options.metric]).values()
@@ -158,7 +159,7 @@ def groups_of(data: Dataset, options: TrialOptions) -> Array | None:
 
 
 def check_apart(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions) -> list[str]:
-    """Notes of held-out samples that are elsewhere too.
+    """Return notes on held-out samples that occur elsewhere too.
 
     Raises:
         PruneError: most of them are: nothing would be confirmed.
@@ -180,7 +181,7 @@ def check_apart(tune: Dataset, held: Dataset, session: Session, options: Adaptiv
 def both_parts(
     tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions, heads: Mapping[str, bool]
 ) -> tuple[TrialSamples, TrialSamples]:
-    """Both parts, read alike.
+    """Return both parts with one reading of the labels.
 
     Raises:
         PruneError: the promise would be kept by any model.
@@ -198,7 +199,8 @@ def both_parts(
 
 
 def _check_promise(samples: TrialSamples, allowed: Quantity) -> None:
-    """Raises PruneError where a model that knows nothing would keep it, or its amount is in percent of nothing."""
+    """Raise PruneError where a model that knows nothing would keep the promise, or where its limit is a percentage of
+    zero."""
     max_drop = allowed.value
     metric, output = samples.metric, samples.reference[0][samples.metric.output]
     single = metric.name == "cosine" and is_single(output)

@@ -31,22 +31,22 @@ from prunecli.search.trials import Outcome, TrialGroup
 
 LEVELS = {"element": (0.3, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
 UNIT_LEVELS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
-"""Fractions removed at which a layer's curve is measured."""
+"""Removed fractions at which a layer's curve is measured."""
 AROUND = (1.5, 0.65, 0.4)
-"""What is left of a layer, as multiples of what is left now, when it is moved in the company of the others."""
+"""What is left of a layer, as multiples of what is left now, when it is moved while the others are pruned."""
 TRUSTED = 4.0
-"""By how much a layer in company may differ from the layer alone, relative to all others."""
+"""Largest factor, relative to all layers, by which a layer among pruned others may differ from the layer alone."""
 POINTS, NARROWINGS = 3, 4
-"""Settings tried together, and how often the interval between two of them is divided so."""
+"""Allocations that are tried together, and how often the interval between two of them is divided."""
 FINE_ENOUGH = 0.01
-"""Two allocations whose sizes differ by less than this share of what remains are not told apart."""
+"""Relative difference of size below which two allocations count as equal."""
 NEAR = 8.0
-"""How far, in damage, a refined path is followed to both sides of where the best so far lies."""
+"""Factor of damage to both sides of the best step within which a refined path is followed."""
 ROUNDS = 4
 MOST_STEPS = 12
 """Steps along a path beyond what the search found, see `Search.follow`."""
 FIRST_STEP, LAST_STEP = 0.16, 0.005
-"""Of the threshold's share of all units, in the feedback strategy."""
+"""First and last step of the threshold in the feedback strategy, as a share of all units."""
 THRESHOLD, CURVES, REFINED, RECOVERED, TRAINED = "threshold", "curves", "refined", "recovered", "trained"
 MOST_PREDICTED = 0.99
 """The largest fraction of a layer at which a predicted curve is read."""
@@ -57,15 +57,15 @@ STAGES = {
     RECOVERED: "what is left is fitted to the original",
     TRAINED: "what is left is trained",
 }
-"""What a step's `stage` begins with, and what it means."""
+"""Prefixes of a step's `stage`, and what they mean."""
 
 
 @dataclass(frozen=True)
 class Goal:
     """What a search must reach. `max_drop`: the largest drop of the metric on held-out data. `minimize`: a key of the
-    space's costs. `held_out`: how many samples only confirm. `sureness`: standard errors kept as a margin. 1.645
-    would make 19 of 20 promises hold for an allocation named beforehand; the best of many tried is luckier than it
-    will be again (benchmarks.md)."""
+    space's costs. `held_out`: number of samples for confirmation. `sureness`: standard errors kept as a margin. 1.645
+    would make 19 of 20 promises hold for an allocation named beforehand; the best of many tried was lucky, and needs
+    more (benchmarks.md)."""
 
     max_drop: float
     minimize: str
@@ -128,14 +128,14 @@ class Search:
         return sorted(mine, key=lambda step: (step.remains, step.number))
 
     def closest(self) -> SearchStep | None:
-        """The step that comes nearest to being allowed."""
+        """The step nearest to being allowed."""
         return min(self.steps, key=lambda s: (s.bound, s.remains), default=None)
 
     # -- trying ------------------------------------------------------------------------------------
 
     def try_all(self, allocations: Sequence[Allocation], stage: str) -> list[SearchStep]:
-        """Measure allocations, from the gentlest to the harshest, and keep them as steps. After one that is not allowed
-        none is: where a gentler one failed, passing is luck."""
+        """Measure allocations, from the gentlest to the harshest, and keep them as steps. After one that is not
+        allowed, no harsher one is: where a gentler one failed, passing is luck."""
         wanted = [snapped(self.space.layers, allocation) for allocation in allocations]
         outcomes = self.runner.try_all(list({digest(s): s for s in wanted}.values()), stage)
         known = {digest(step.allocation): step for step in self.steps}
@@ -239,7 +239,7 @@ def predicted(run: Search) -> None:
 
 
 def _along(run: Search) -> None:
-    """Follow the path of the curves, then those of curves corrected around the best so far."""
+    """Follow the path of the curves, then the paths of curves corrected around the best step."""
     path = run.path = best_path(run.curves)
     run.locate(path.at, path.least / 4, path.most, stage=CURVES)
     for number in range(1, run.rounds):
@@ -255,7 +255,7 @@ def _along(run: Search) -> None:
 
 
 def feedback(run: Search) -> None:
-    """Threshold up while the error allows it, down when not."""
+    """Raise the threshold while the drop is allowed, and lower it by half of the step otherwise."""
     share, step = 0.0, FIRST_STEP
     run.path = _straight(run)
     while step >= LAST_STEP:
@@ -268,7 +268,7 @@ def feedback(run: Search) -> None:
 
 
 def _straight(run: Search) -> Path:
-    """Settings by one threshold as a path, for what follows the search."""
+    """Return allocations by one threshold as a path, for the steps after the search."""
     grid, segments, before = [i / 50 for i in range(1, 46)], [], run.space.by_threshold(0.0)
     for share in grid:
         allocation = run.space.by_threshold(share)
@@ -288,14 +288,14 @@ STRATEGIES: dict[str, Callable[[Search], None]] = {"search": search, "predicted"
 
 
 def levels_of(layer: Layer, wanted: Sequence[float] | None = None) -> list[float]:
-    """Fractions at which a layer is measured: no two that cut the same number of units, none beyond its limit."""
+    """Return the fractions at which a layer is measured: each a different number of units, none beyond its limit."""
     levels = wanted or LEVELS.get(layer.kind, UNIT_LEVELS)
     cut = {layer.gone(level): level for level in sorted(levels, reverse=True) if level <= layer.limit}
     return sorted(level for count, level in cut.items() if count > 0)
 
 
 def curve_trials(layers: Iterable[Layer], levels: Sequence[float] | None = None) -> list[TrialGroup]:
-    """One group per layer: all of its levels, which share what comes before it in the network."""
+    """Return one group per layer with all of its levels, which share the computation before the layer."""
     return [TrialGroup.of(*({layer.name: level} for level in levels_of(layer, levels)), probe=True) for layer in layers]
 
 
@@ -332,7 +332,7 @@ def in_company(run: Search, at: SearchStep) -> list[DamageCurve]:
 
 
 def _around(layer: Layer, fraction: float) -> list[float]:
-    """Fractions near the present one that cut another number of units, rising."""
+    """Return fractions near the present one that cut different numbers of units, rising."""
     now, left = layer.gone(fraction), 1 - fraction
     wanted = {layer.gone(max(1 - left * factor, 0.0)) for factor in AROUND}
     return sorted(count / layer.count for count in wanted if count not in (0, now))

@@ -18,7 +18,7 @@ Graph = onnx.GraphProto
 
 
 def reads(node: Node) -> set[str]:
-    """Names that a node takes from its graph: its inputs, and what its sub-graphs use of what is outside of them."""
+    """Return the names that a node reads from its graph: its inputs, and what its sub-graphs read from outside."""
     names = {name for name in node.input if name}
     for graph in graphs_in(node.attribute):
         names |= _captured(graph)
@@ -33,7 +33,8 @@ def _captured(graph: Graph) -> set[str]:
 
 
 def shared(models: Sequence[onnx.ModelProto]) -> set[str]:
-    """Computed values that are the same in all models, given the same feed. Nodes are in topological order."""
+    """Return the computed values that are the same in all models, given the same feed. Nodes are in topological
+    order."""
     first, *others = (model.graph for model in models)
     if any(list(model.functions) != list(models[0].functions) for model in models[1:]):
         return set()
@@ -51,12 +52,12 @@ def shared(models: Sequence[onnx.ModelProto]) -> set[str]:
 
 
 def beyond(graph: Graph, early: Collection[str]) -> list[bool]:
-    """Per node, in order, whether it is late: it computes anything that is not among the early values."""
+    """Return, per node, whether it is late: it computes a value that is not among the early ones."""
     return [any(name and name not in early for name in node.output) for node in graph.node]
 
 
 def border(graph: Graph, late: list[bool]) -> list[str]:
-    """Computed values that the late nodes, or the outputs, take from the others."""
+    """Return the computed values that the late nodes, or the outputs, read from the others."""
     early = {
         name for node, is_late in zip(graph.node, late, strict=True) if not is_late for name in node.output if name
     }
@@ -66,8 +67,8 @@ def border(graph: Graph, late: list[bool]) -> list[str]:
 
 
 def suffix(model: onnx.ModelProto, late: list[bool], frontier: Mapping[str, int]) -> onnx.ModelProto:
-    """The late nodes, with the border (name -> ONNX element type) as inputs. Outputs of the model that lie on the
-    border are not among its outputs."""
+    """Return the late nodes as a model, with the border (name -> ONNX element type) as inputs. Outputs of the model
+    that lie on the border are not among its outputs."""
     graph = model.graph
     nodes = [node for node, is_late in zip(graph.node, late, strict=True) if is_late]
     needed = {name for node in nodes for name in reads(node)}
@@ -79,7 +80,7 @@ def suffix(model: onnx.ModelProto, late: list[bool], frontier: Mapping[str, int]
 
 
 def prefix(model: onnx.ModelProto, late: list[bool], frontier: Collection[str]) -> onnx.ModelProto:
-    """What is needed of the early nodes to compute the border."""
+    """Return the early nodes that the border needs, as a model."""
     wanted, nodes = set(frontier), []
     for node, is_late in zip(reversed(model.graph.node), reversed(late), strict=True):
         if not is_late and wanted.intersection(node.output):

@@ -1,4 +1,4 @@
-"""How much each layer should give: the least damage for what is saved, from a curve of damage per layer.
+"""How much is removed from each layer: the least damage for what is saved, from a curve of damage per layer.
 
 If damages add up, the allocations that no other beats in both size and damage are found by one exchange rate lambda
 between them: each layer takes the fraction that minimises cost + damage / lambda (Everett 1963). On the lower convex
@@ -18,9 +18,9 @@ from prunecli.masks.allocations import lower_hull
 from prunecli.search.pruner import Allocation
 
 FINE = 8
-"""Points between two measured ones at which a curve is read."""
+"""Points between two measured ones at which a curve is interpolated."""
 POWER = 2.0
-"""How damage grows from zero to the first measured fraction."""
+"""Exponent of the damage between zero and the first measured fraction."""
 TINY = 1e-12
 
 
@@ -38,7 +38,7 @@ class DamageCurve:
     def of(
         cls, layer: str, fractions: Sequence[float], damages: Sequence[float], cost: Callable[[float], float]
     ) -> DamageCurve:
-        """From measurements in any order, made monotone: noise is not a gain."""
+        """Return the curve of measurements in any order, made monotone, because a gain is noise."""
         order = np.argsort(fractions, kind="stable")
         rising = np.maximum.accumulate(np.asarray(damages, float)[order])
         return cls(layer, np.asarray(fractions, float)[order], rising - rising[0], cost=cost)

@@ -1,4 +1,4 @@
-"""Trials: what a worker is given, what it does, and what it sends back."""
+"""Trials: the input of a worker, its work, and its results."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from prunecli.search.suffix import beyond, border, prefix, shared, suffix
 
 Feed = dict[str, Array]
 OUTPUT_LIMIT = 1 << 30
-"""Bytes of the original's outputs that are held."""
+"""Most bytes of the original's outputs that are kept."""
 
 
 @dataclass(frozen=True)
 class TrialGroup:
-    """Settings that are measured together: where they differ late in the network, what comes before is run once.
+    """Allocations that are measured together: where they differ late in the network, the computation before that is run
+    once.
 
-    probe: on the first samples only, and only for damage.
+    probe: measure the damage only, on the first samples only.
     """
 
     allocations: tuple[dict[str, float], ...]
@@ -47,7 +48,7 @@ class TrialGroup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured of an allocation. `damage`: mean over samples; `error`: its standard error; `records`: what the
+    """Measurements of an allocation. `damage`: mean over samples; `error`: its standard error; `records`: what the
     metric is computed from, None for a probe."""
 
     damage: float
@@ -57,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class TrialSamples:
-    """Samples in batches, the original's outputs on them, and what trials are judged by there."""
+    """Samples in batches, the original's outputs on them, and the metric of trials."""
 
     batches: Sequence[Batch]
     reference: Sequence[Outputs]
@@ -68,7 +69,7 @@ class TrialSamples:
         cls, data: Dataset, session: Session, options: TrialOptions, heads: Mapping[str, bool],
         labels: Array | None = None,
     ) -> TrialSamples:  # fmt: skip
-        """`labels`: all that there are, if `data` is a part; `heads`: of the graph; see `choose_metric`."""
+        """`labels`: all labels, if `data` is a part; `heads`: of the graph; see `choose_metric`."""
         batches = list(data.batches(options.batch_size))
         reference = list(outputs_of(session, batches, OUTPUT_LIMIT))
         known = data.labels if labels is None else labels
@@ -158,14 +159,14 @@ class _ModelRun:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A session for what the allocations share, and one for what follows in each."""
+    """A session for what the allocations share, and one for the rest of each."""
 
     first: Session
     sessions: list[Session]
 
     @classmethod
     def of(cls, models: Sequence[onnx.ModelProto], start: Callable[[onnx.ModelProto], Session]) -> _Parts | None:
-        """None where there is nothing to share."""
+        """Return None where nothing is shared."""
         made = shared(models)
         late = [beyond(model.graph, made) for model in models]
         borders = [border(model.graph, mine) for model, mine in zip(models, late, strict=True)]
@@ -210,7 +211,7 @@ def forget() -> None:
 
 
 def run_group(workspace: Workspace, group: TrialGroup) -> list[Outcome]:
-    """Run a group in whatever process this is; the workspace is opened the first time."""
+    """Run a group in this process; the workspace is opened on the first call."""
     with _OPENING:
         if workspace.name not in _OPEN:
             _OPEN.clear()
@@ -220,7 +221,7 @@ def run_group(workspace: Workspace, group: TrialGroup) -> list[Outcome]:
 
 
 def outputs_of(session: Session, batches: Sequence[Batch], limit: int) -> Iterator[Outputs]:
-    """The original's outputs, batch by batch, as the session gives them.
+    """Return the original's outputs, batch by batch, as the session gives them.
 
     Raises:
         PruneError: they would take more than `limit` bytes.

@@ -1,4 +1,4 @@
-"""Zeros in weights: one layer per weight, its fraction the sparsity; saved as `prune magnitude` would save it."""
+"""Zeros in weights: one layer per weight, the fraction is its sparsity; saved as by `prune magnitude`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class WeightRanking:
-    """Which weights of a model are pruned, by name, with the work of the operators that read them; and how their
-    elements are ranked. evidence: by weight, what the criterion asks for, of the stored shape."""
+    """The weights of a model that are pruned, by name, with the work of the operators that read them, and the ranking
+    of their elements. evidence: by weight, what the criterion needs, in the stored shape."""
 
     weights: Mapping[str, int | None]
     criterion: str = "l1"
@@ -78,8 +78,8 @@ class WeightRanking:
 
 
 class WeightSpace:
-    """The weights of a loaded model, whose tensors are held in memory: of a quantised one, those of its floating-point
-    form. What is built of it is quantised as it is."""
+    """The weights of a loaded model, whose tensors are held in memory; of a quantised model, those of its
+    floating-point form. Models that it builds are quantised as the original."""
 
     def __init__(self, model: Model, ranking: WeightRanking) -> None:
         self.model, self.ranking = model, ranking
@@ -161,7 +161,7 @@ class ZeroPruner(WeightSpace):
         )
 
     def _ranked(self, progress: Progress) -> tuple[str, dict[str, Array], tuple[str, ...]]:
-        """The criterion and its evidence. `auto` is smoothed where the model has gradients, else l1, which is told; and
+        """Return the criterion and its evidence. `auto` is smoothed where the model has gradients, else l1 with a note;
         l1 without data."""
         o = self.options
         automatic = o.criterion in (None, AUTO)
@@ -185,7 +185,7 @@ class ZeroPruner(WeightSpace):
             return "l1", {}, (f"weights are ranked by l1, because gradients failed: {error.message}",)
 
     def _gradients(self, wanted: Evidence, progress: Progress) -> dict[str, Array]:
-        """By weight, of those that are reached by any."""
+        """Return gradients by weight, for the weights that have one."""
         o, chosen = self.options, self.choice.chosen
         names = {w.name: w.holder.name for w in chosen if w.holder.graph is self.file.ir.graph}
         one_thread = replace(o.execution, threads=1)  # sums in one order, whatever the machine's cores
@@ -249,7 +249,7 @@ class ZeroPruner(WeightSpace):
         )
 
     def _fitted(self, decided: Callable[..., Selection]) -> Callable[..., Selection]:
-        """What was decided, and the weights that are left fitted to it as `prune oneshot` fits them to a plan."""
+        """Refit the remaining weights to the original's outputs, as `prune oneshot` does for a plan."""
         o = self.options
         fits = Oneshot(o.part(Fitting, data=self.samples, recover=o.recovery, threads=1))
 
@@ -263,7 +263,7 @@ def _decided(
     ranking: WeightRanking, allocation: Allocation, said: Json, file: Model, choice: WeightChoice, recipe: Recipe,
     progress: Progress,
 ) -> Selection:  # fmt: skip
-    """The selection of a sparsity per weight."""
+    """Return the selection for a sparsity per weight."""
     known = [w for w in choice.chosen if w.name in ranking.weights]
     found = ranking.decisions({w.name: ranking.target(w) for w in known}, allocation)
     whole = Recipe("element", "layer", "l1", sparsity=0.0)

@@ -1,5 +1,5 @@
-"""The blocks of a network: where all that it computes passes through one value, so that the part before it can learn
-from the same part of a teacher."""
+"""The blocks of a network: parts between values that everything passes through, so that a part can learn from the same
+part of a teacher."""
 
 from __future__ import annotations
 

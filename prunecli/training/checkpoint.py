@@ -1,5 +1,5 @@
-"""What training writes while it runs: a log, and checkpoints, each one .npz that is replaced whole and from which a run
-continues to the same result."""
+"""What training writes while it runs: a log, and checkpoints. A checkpoint is one .npz file, replaced atomically, from
+which a run continues to the same result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write beside, then rename: the last complete one survives any interruption.
+    """Write beside the file, then rename: an interruption leaves the last complete one.
 
     Raises:
         PruneError: the folder cannot be written.
@@ -98,7 +98,7 @@ COLUMNS = ("epoch", "step", "loss", "score", "rate", "samples_per_second", "seco
 
 
 class Keeper:
-    """Saves a checkpoint every so many seconds, and when interrupted."""
+    """Saves a checkpoint at intervals, and when interrupted."""
 
     def __init__(self, trainer: Trainer, options: FinetuneOptions, fingerprint: Json) -> None:
         self.trainer, self.folder, self.every = trainer, options.checkpoint, options.checkpoint_every
@@ -136,7 +136,7 @@ class Keeper:
             self.save()
 
     def interrupted(self) -> None:
-        """Keep what there is and say how to go on.
+        """Save a checkpoint and say how to continue.
 
         Raises:
             PruneError: always, in place of the interrupt, when there is a checkpoint to continue from.
@@ -174,7 +174,7 @@ class Log:
 
     @staticmethod
     def _check(path: Path) -> None:
-        """Only a log is continued: what else is there stays as it is."""
+        """Refuse an existing file that is not a log: only logs are continued."""
         if not path.exists():
             return
         with path.open("rb") as file:

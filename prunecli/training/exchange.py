@@ -1,5 +1,5 @@
-"""Masks that move while the weights are trained: what matters least by now goes, and what the loss asks for most comes
-back, at the same number of zeros and in the same pattern (RigL, Evci et al. 2020)."""
+"""Masks that move during training: the smallest weights are pruned, and the pruned weights of the largest gradients
+restored, at the same number of zeros and in the same pattern (RigL, Evci et al. 2020)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from prunecli.masks.patterns import Tiles, Tiling, Windows, parse_pattern
 from prunecli.training.parameters import Parameter, Parameters
 
 UNTIL = 0.75
-"""Of the steps: what comes back later has no time to learn."""
+"""Fraction of the steps after which no mask moves: weights that come back later could not learn."""
 TIMES = 20
-"""Exchanges of a run, at most."""
+"""Most exchanges of a run."""
 SMALLEST = 1e-4
-"""What a weight starts from that comes back, of the mean size of the others: not zero, so that the count is exact."""
+"""Initial size of a restored weight, relative to the mean size of the others: not zero, so that the count of zeros is
+exact."""
 
 
 @dataclass(frozen=True)
 class MovingMasks:
-    """Which masks move, and how far: `fraction` of what is kept at first, less and less along a half cosine."""
+    """The masks that move, and how far: `fraction` of the kept weights at first, decreasing along a half cosine."""
 
     fraction: float
     pattern: str
     names: frozenset[str]
 
     def share(self, done: float) -> float:
-        """The fraction to exchange once `done` of the run is over."""
+        """Return the fraction to exchange after the share `done` of the run."""
         return 0.5 * self.fraction * (1 + math.cos(math.pi * min(done / UNTIL, 1.0)))
 
     def exchange(self, parameters: Parameters, slopes: Array, done: float) -> Array:
@@ -62,12 +63,13 @@ class MovingMasks:
 
 
 def moved(sizes: Array, slopes: Array, keep: Array, pattern: str, share: float) -> tuple[Array, Array]:
-    """Which weights go and which come back: as many, so that their number and the pattern are what they were.
+    """Return the weights to prune and those to restore: equally many, so that the number of zeros and the pattern do
+    not change.
 
     Args:
         sizes, slopes: absolute weights and gradients, (batch, rows, taps, columns).
-        keep: what is not pruned now.
-        share: of the units that are kept, to exchange at most.
+        keep: weights that are not pruned.
+        share: largest fraction of the kept units to exchange.
     """
     form = parse_pattern(pattern)
     if isinstance(form, Windows):
@@ -76,7 +78,8 @@ def moved(sizes: Array, slopes: Array, keep: Array, pattern: str, share: float) 
 
 
 def _in_windows(sizes: Array, slopes: Array, keep: Array, form: Windows, share: float) -> tuple[Array, Array]:
-    """The smallest kept weight for the steepest pruned one, in the windows where that gains most for what it loses."""
+    """Exchange the smallest kept weight for the pruned one of the largest gradient, in the windows with the largest
+    gain over loss."""
     whole = keep.shape[3] - keep.shape[3] % form.window
     cut = (*keep.shape[:3], whole // form.window, form.window)
     w, g, on = (array[..., :whole].reshape(cut) for array in (sizes, slopes, keep))
@@ -97,7 +100,8 @@ def _in_windows(sizes: Array, slopes: Array, keep: Array, form: Windows, share: 
 
 
 def _in_tiles(sizes: Array, slopes: Array, keep: Array, form: Tiles, share: float) -> tuple[Array, Array]:
-    """The whole tiles of the smallest mean weight for the empty ones of the largest mean slope, all of one size."""
+    """Exchange the tiles of the smallest mean weight for the empty ones of the largest mean gradient, all of one
+    size."""
     batch, rows, taps, columns = keep.shape
     tiling = Tiling((batch, rows, taps, columns), form.tile((batch, rows, taps, columns)), (0, 1, 2, 3))
     full = tiling.sizes() == math.prod(tiling.tile)
@@ -122,7 +126,7 @@ def _sums(values: Array, tiling: Tiling) -> Array:
 
 
 def movable(parameters: Parameters, names: Collection[str]) -> frozenset[str]:
-    """Those of the named parameters of which some are pruned and some are not."""
+    """Return those of the named parameters that are partly pruned."""
     found = set()
     for item in parameters.items:
         kept = int(parameters.keep[item.start : item.stop].sum())

@@ -45,10 +45,10 @@ TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently o
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult(ModelResult):
-    """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
-    the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: no epoch was better than the
-    start on held-out data. `course`: what the run decided by itself, among the notes. `speed`: beside the teacher, of
-    sizes `teacher`, where the model is a cut of it."""
+    """What training did. `score`: of the validation part, named `score_name`, higher is better; before training, and of
+    the kept weights (`best_epoch`, 0: the start). `harmful`: no epoch was better than the start on held-out data.
+    `course`: decisions during the run, among the notes. `speed`: relative to the teacher, of sizes `teacher`, where the
+    model is a cut of it."""
 
     layers: list[LayerRow]
     skipped: list[Skipped]
@@ -140,7 +140,7 @@ def _salvaged(error: DivergedError, epoch: int, target: Path) -> DivergedError:
 
 @dataclass(frozen=True)
 class _Written:
-    """What was written, None where training improved nothing, and what became of it before."""
+    """What was written, None where training improved nothing, and the results of the steps before it."""
 
     output: FileRef | None = None
     small: Small = field(default_factory=Small)
@@ -176,7 +176,7 @@ def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof,
 def _beside_teacher(
     options: FinetuneOptions, saved: FileRef | None, after: Model, dims: Dims, progress: Progress
 ) -> dict[str, Any]:
-    """The teacher's sizes and the speed beside it, where the model has less work than the teacher."""
+    """Return the teacher's sizes and the speedup over it, where the model has less work than the teacher."""
     if options.teacher_path is None or saved is None or not options.timing:
         return {}
     file = load(options.teacher_path)
@@ -291,7 +291,7 @@ def _recipe(options: FinetuneOptions) -> Json:
 
 
 def _used(trainer: Trainer) -> Json:
-    """What was decided of what the options leave open."""
+    """Return the values chosen for options that were left open."""
     hyper = trainer.hyper
     found = asdict(hyper) | {"learning_rate": hyper.rate, "augment": list(hyper.augment)}
     del found["rate"]
@@ -339,7 +339,7 @@ def _samples(agreed: Agreement) -> int:
 
 
 class _Trained:
-    """The forward pass of the training graph: the outputs that the loss reads, as `saved` has them."""
+    """The forward pass of the training graph: the outputs that the loss reads, under the names of `saved`."""
 
     def __init__(self, training: Training, saved: Session, threads: int) -> None:
         objective = training.trainer.supply.objective

@@ -35,7 +35,7 @@ class Planned(Protocol):
 
 
 class Pruned(Protocol):
-    """What this module reads of the result of a pruning command."""
+    """The fields of a pruning command's result that this module reads."""
 
     @property
     def verification(self) -> Verification: ...
@@ -49,15 +49,15 @@ class Pruned(Protocol):
 
 R = TypeVar("R", bound=Pruned)
 EXCHANGED = 0.05
-"""The fraction of the kept weights that moves at a time, at first."""
+"""Initial fraction of the kept weights that moves at a time."""
 Cut = Callable[[Path, Path, float], R]
 """cut(source, target, share): prune the file `source` to `share` of what was asked, save it with proof."""
 
 
 @dataclass(frozen=True)
 class Round(Generic[R]):
-    """One step. `share`: of what was asked, reached after it; `cut`: the pruning, proved; `trained`: what
-    training made of it."""
+    """One step. `share`: of what was asked, reached after it. `cut`: the proved pruning. `trained`: the result of the
+    training."""
 
     share: float
     cut: R
@@ -66,7 +66,7 @@ class Round(Generic[R]):
 
 @dataclass(frozen=True)
 class Retrained:
-    """The training part of a result: every step's, and the model that the last one left."""
+    """The training part of a result: every step's, and the last model."""
 
     rounds: list[Round[Any]] = field(default_factory=list)
     teacher: str | None = None
@@ -94,8 +94,8 @@ def share_after(step: int, steps: int) -> float:
 
 
 def at_share(recipe: Recipe, share: float) -> Recipe:
-    """An element-wise recipe on its way: its sparsity times `share`; of N:M, so many of the M - N zeros (at least
-    one).
+    """Return an element-wise recipe for a step: its sparsity times `share`; for N:M, that share of the M - N zeros (at
+    least one).
 
     Raises:
         PruneError: a threshold, which has no way.
@@ -155,8 +155,8 @@ def training_of(
     options: Retraining, original: Path, output: Path, cut: Pruned, *, force: bool = False, salvage: bool = False,
     keep_start: bool,
 ) -> FinetuneOptions:  # fmt: skip
-    """The training of a cut that the options of a pruning command ask for; where they name no teacher, the original is
-    one. Distillation that gains nothing leaves the cut as it is."""
+    """Return the options of the training that the options of a pruning command ask for. The original is the teacher
+    where none is named. Distillation without a gain leaves the cut as it is."""
     teacher = str(original) if options.teacher is None else options.teacher
     kept: Literal["equal", "always"] = "always" if keep_start or options.distills else "equal"
     training = replace(options.retraining, teacher=teacher, output=output, force=force, salvage=salvage,
@@ -168,7 +168,7 @@ def training_of(
 
 
 def retrained(path: Path, options: Retraining, rounds: list[Round[Any]]) -> Retrained:
-    """The rounds as a part of a result."""
+    """Return the rounds as a part of a result."""
     teacher = str(path) if options.teacher is None else None if options.teacher == NONE else options.teacher
     return Retrained(list(rounds), teacher, options.distills)
 
@@ -204,14 +204,14 @@ def check_plans(options: Planned) -> None:
 
 
 def left_out(options: Retraining) -> str:
-    """The sentence of a dry run on the training that it leaves out."""
+    """Return the sentence of a dry run about the training."""
     length = "--recover distill is" if options.distills else f"{options.finetune_epochs} epochs are"
     steps, told = step_count(options), f"a dry run trains nothing: {length} left out"
     return told if steps == 1 else f"{told}, and the {steps} cuts between them are shown as one"
 
 
 def raise_if_all_harmful(found: Retrained | None) -> None:
-    """For command lines, once the result is out.
+    """Raise GateFailed for command lines, after the result is printed.
 
     Raises:
         GateFailed: training improved nothing at any step.

@@ -1,4 +1,4 @@
-"""What the options of training leave open: decided by the data, or by short runs judged on held-out samples."""
+"""Training options that are left open: chosen from the data, or by short runs scored on held-out samples."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from prunecli.options.training import FinetuneOptions
 from prunecli.training.optimizers import OPTIMIZERS
 
 EPOCHS, LONGEST = 5, 100
-"""Passes over the data by default: at least, and at most where samples are few."""
+"""Default passes over the data: at least, and at most where samples are few."""
 STEPS, TAUGHT_STEPS = 1000, 2000
-"""Steps of a run by default, where LONGEST allows: with labels, and with a teacher alone, whose batches are smaller."""
+"""Default steps of a run, where LONGEST allows: with labels, and with a teacher alone, whose batches are smaller."""
 WORK = 1.5e12
 """Multiply-accumulates of the forward runs of a run with a teacher alone, by default at most: some minutes."""
 BLOCKS = 0.25
-"""Of the run, by default, in which each block learns alone."""
+"""Default fraction of the run in which each block learns alone."""
 PATIENT = 0.5
-"""Of the run, by default, before epochs without a better score count: as long as the rate is high, few are better."""
+"""Default fraction of the run before epochs without a better score count: while the rate is high, few are better."""
 TRIAL = 0.08
-"""Length of a short run, of the whole."""
+"""Length of a short run, as a fraction of the whole."""
 CHANGES = ((("flip", "shift"), 1.0), (("flip", "crop"), 0.0))
-"""How images are changed and mixed where that helps: small ones, and those to be enlarged. The teacher answers for
-what they have become."""
+"""Augmentations and mixup that are tried on small images, and on images to be enlarged. The teacher answers for the
+changed images."""
 TAUGHT = 0.3
-"""Of the optimizer's learning rate, what the first short run of a teacher alone has."""
+"""Learning rate of the first short run with a teacher alone, as a fraction of the optimizer's."""
 RATE, MOST = 3.0, 6
-"""Learning rates are tried in steps of this factor, up and down from the best so far, in so many short runs at most."""
+"""Factor between learning rates, tried up and down from the best so far, and the most short runs for it."""
 CHANGED, STEEP = 0.5, 0.1
-"""What a short run does not show, in dB: of changed images, which are learned by heart less, and of three times the
-rate, which gets further in a long one (docs/benchmarks.md)."""
+"""Corrections, in dB, for what a short run does not show: augmented images are memorised less, and three times the rate
+gets further in a long run (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """`epochs`, the fraction `blocks` of them block by block; `rate`: of learning; `features`: weight of hidden values;
-    `augment` and `mixup`: what is done to the samples; `patience`: epochs without a better score, 0 for any number,
-    after the fraction `patient` of the run."""
+    """`epochs`; `blocks`: the fraction of them in which each block learns alone; `rate`: learning rate; `features`:
+    weight of hidden values; `augment` and `mixup`: changes of the samples; `patience`: epochs without a better score
+    before the run stops, 0 for any number, counted after the fraction `patient` of the run."""
 
     epochs: int
     blocks: float
@@ -49,16 +49,16 @@ class Hyperparameters:
     mixup: float
 
     def trial(self) -> Hyperparameters:
-        """The same for a short run."""
+        """Return the same for a short run."""
         return replace(self, epochs=max(1, round(TRIAL * self.epochs)), blocks=0.0, patience=0)
 
 
 def settle(options: FinetuneOptions, steps: int, alone: bool, work: int = 0) -> Hyperparameters:
-    """Decide what the options leave open.
+    """Choose values for options that are left open.
 
     Args:
         steps: of an epoch.
-        alone: whether a teacher is all there is to learn from.
+        alone: whether the teacher is the only target.
         work: multiply-accumulates of the model in an epoch.
     """
     o = options
@@ -79,10 +79,11 @@ def settle(options: FinetuneOptions, steps: int, alone: bool, work: int = 0) -> 
 def tuned(
     first: Hyperparameters, options: FinetuneOptions, images: bool, score: Callable[[Hyperparameters], float]
 ) -> Hyperparameters:
-    """Return the best by `score`, higher is better, of the first and of one change after the other: rates, then images.
+    """Return the best by `score`, higher is better, of the given hyperparameters and of one change after the other:
+    rates, then augmentations.
 
     Args:
-        images: whether the model reads some, which can be changed.
+        images: whether the model reads images, which can be augmented.
     """
     found: dict[Hyperparameters, float] = {}
 

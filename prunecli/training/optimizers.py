@@ -29,10 +29,11 @@ class OptimizerSettings:
 
 
 class Optimizer:
-    """Updates weights in place by the `direction` that it makes of their gradients.
+    """Updates weights in place along a `direction` computed from their gradients.
 
-    `state` is all it remembers, for checkpoints. The decay is added to the gradient, or to the direction (`decoupled`).
-    `relative`: a direction does not follow the size of the gradient, so that steps should follow that of the weights.
+    `state` is all that it remembers, for checkpoints. The decay is added to the gradient, or to the direction
+    (`decoupled`). `relative`: the direction does not scale with the gradient, so that steps should scale with the
+    weights.
     """
 
     names: tuple[str, ...] = ()
@@ -44,7 +45,7 @@ class Optimizer:
         self.state = {name: np.zeros(size, np.float32) for name in self.names}
 
     def direction(self, g: Flat, part: slice, step: int) -> Flat:
-        """What a step of rate 1 takes from the elements `part` of the weights."""
+        """Return the direction for the elements `part` of the weights; a step of rate 1 subtracts it."""
         raise NotImplementedError
 
     def update(self, weights: Flat, gradients: Flat, decays: Flat, rates: Flat, step: int) -> None:
@@ -177,5 +178,5 @@ def one_cycle(steps: int) -> Schedule:
 
 
 def warmed(fraction: Schedule, warmup: int) -> Schedule:
-    """The same with a linear rise over the first `warmup` steps (Goyal et al. 2017)."""
+    """Return the schedule with a linear rise over the first `warmup` steps (Goyal et al. 2017)."""
     return lambda step: fraction(step) * min((step + 1) / (warmup + 1), 1.0)

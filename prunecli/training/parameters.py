@@ -18,7 +18,7 @@ from prunecli.model.floating import is_quantised
 from prunecli.training.optimizers import Flat
 
 SMALLEST = 0.1
-"""Of the mean size of weights, what a size counts as at least."""
+"""Least size of a weight that is assumed, relative to the mean."""
 ALIGN = 16  # elements: onnxruntime's kernels like 64-byte boundaries
 
 
@@ -103,8 +103,8 @@ class Parameters:
 
 
 def _sizes(item: Parameter, array: Array) -> Array:
-    """The root mean square of what is not zero: of each row of a matrix, SMALLEST of the whole's at least; of the whole
-    of other tensors."""
+    """Return the root mean square of nonzero weights: per row of a matrix, at least SMALLEST of that of the whole; of
+    other tensors as a whole."""
     whole = float(np.sqrt(np.square(array).sum() / max(np.count_nonzero(array), 1)))
     if item.kind != "weight" or whole == 0:
         return np.full(array.shape, whole)

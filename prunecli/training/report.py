@@ -1,4 +1,4 @@
-"""How a training run reads: as JSON, and as tables."""
+"""JSON and tables of a training run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _speed_json(found: FinetuneResult) -> Json:
 
 
 def to_document(found: FinetuneResult) -> Document:
-    """The epochs, what was gained, what stayed."""
+    """The epochs, the gain, and what is unchanged."""
     rows = [
         (str(epoch.number), *_epoch(epoch), epoch.samples_per_second, _kept(epoch, found)) for epoch in found.epochs
     ]
@@ -173,7 +173,7 @@ def _step(number: int, one: Round[Any]) -> Json:
 
 
 def training_sections(found: Retrained | None) -> list[Section]:
-    """A row per epoch, what was gained, and what training was told."""
+    """A row per epoch, the gain, and the options of the training."""
     if found is None:
         return []
     last, runs = found.last, [one.trained for one in found.rounds]

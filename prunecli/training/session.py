@@ -1,4 +1,4 @@
-"""Setting up training for a model: gradient model, parameters, objective, batches, and a judge of the result."""
+"""Set up training for a model: gradient model, parameters, objective, batches, and validation."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SMALLEST_STATISTICS = 8  # samples in a batch below which its statistics are too
 
 @dataclass(frozen=True)
 class Training:
-    """A trainer ready to run, and how to put what it learned into the model."""
+    """A trainer ready to run, and the model that it writes to."""
 
     model: Model
     trainer: Trainer
@@ -57,7 +57,7 @@ class Training:
         store(self.model, self.trainer.parameters, self.trainer.statistics)
 
     def tune(self, progress: Progress = no_progress) -> None:
-        """Choose what the options leave open by short runs, where there is something to judge them by."""
+        """Choose options that are left open by short runs, if there is validation data."""
         trainer = self.trainer
         taught = trainer.supply.teacher is not None and trainer.supply.data.labels is None
         if trainer.score is None or not taught or trainer.at.first_score == math.inf:
@@ -77,7 +77,7 @@ class Training:
 
     @property
     def score_name(self) -> str:
-        """What the validation part is judged by."""
+        """The name of the validation score."""
         reading = self.trainer.supply.objective.reading
         if reading is None:
             return "signal-to-noise ratio (dB)"
@@ -149,15 +149,15 @@ def prepare_training(
 
 
 def _work(model: Model, data: Dataset) -> int:
-    """Multiply-accumulates of one pass over the data; 0 where they are not known."""
+    """Return the multiply-accumulates of one pass over the data; 0 where unknown."""
     one = concrete_shapes(model, data_dims(data, {}, input_specs(model.ir)))
     return len(data) * (count_macs(model, one).total or 0)
 
 
 @dataclass(frozen=True)
 class _Imitation:
-    """A teacher: its outputs, and the values between its blocks that the model has, too, each less what the model no
-    longer has of it."""
+    """A teacher: its outputs, and the values between its blocks that the model has, too, without the positions that the
+    model has lost."""
 
     runner: Runner
     session: Session
@@ -169,8 +169,8 @@ class _Imitation:
         cls, model: Model, teacher: Runner | None, hyper: Hyperparameters, options: FinetuneOptions,
         feed: Mapping[str, Array],
     ) -> _Imitation | None:  # fmt: skip
-        """The teacher; with hidden values where they are asked for, the two have some of one name and shape, and
-        they have gradients."""
+        """Return the teacher; with hidden values if asked for, where both have values of one name and shape that have
+        gradients."""
         if teacher is None:
             return None
         plain = cls(teacher, teacher.session, (), removed=options.removed)
@@ -198,7 +198,7 @@ class _Imitation:
 
 
 def _restricted(value: Array, removed: Mapping[int, Array]) -> Array:
-    """A value without the positions that are gone."""
+    """Return a value without the removed positions."""
     for axis, gone in removed.items():
         value = np.delete(value, gone, axis)
     return value
@@ -215,7 +215,7 @@ class _LossGradients:
     run_size: int
 
     def first(self, objective: Objective) -> tuple[GradientModel, Parameters]:
-        """The gradients of what the objective says of the outputs, by all that it depends on."""
+        """Return the gradients of the objective on the outputs, by all parameters that it depends on."""
         weights = trainable(self.model, self.options.freeze)
         graph = self._graph([w.name for w in weights], objective)
         reached = [w for w in weights if w.name in graph.gradients]
@@ -233,7 +233,7 @@ class _LossGradients:
         return differentiate(self.model.ir, names, objective.loss, shapes=self.shapes, options=how)
 
     def without_gradient(self, outputs: Sequence[str]) -> dict[str, str]:
-        """Which of several outputs cannot be imitated, and why."""
+        """Return the outputs that cannot be imitated, and why."""
         names, found = [w.name for w in trainable(self.model, self.options.freeze)], {}
         for name in outputs if len(outputs) > 1 else ():
             try:
@@ -246,7 +246,7 @@ class _LossGradients:
         self, graph: GradientModel, parameters: Parameters, objective: Objective, told: Mapping[str, Array],
         hyper: Hyperparameters,
     ) -> tuple[Steppers, Objective]:  # fmt: skip
-        """The losses of the run: of outputs and hidden values, and where blocks learn alone, of each block."""
+        """Return the losses of the run: of outputs and hidden values, and of each block where blocks learn alone."""
         threads, replicas = self.options.execution.thread_count, self.batch_size // self.run_size
         start = partial(Stepper, parameters=parameters, threads=threads, replicas=replicas)
         if not told:
@@ -259,7 +259,7 @@ class _LossGradients:
 
 
 def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> None:
-    """A cross entropy of probabilities taken for logits hardly moves: refuse it."""
+    """Refuse probabilities that are taken for logits: their cross entropy hardly changes."""
     scores = objective.reading is not None and objective.reading.kind == "scores"
     if scores and not graph.before_end and is_distribution(output, -1):
         raise PruneError(
@@ -309,8 +309,8 @@ class _Validation:
 
 
 def mean_ratio(decibels: Sequence[float]) -> float:
-    """-10 log10 of the mean of noise over signal, from their signal-to-noise ratios in dB: one that is infinite leaves
-    the others their say."""
+    """Return -10 log10 of the mean of noise over signal, from signal-to-noise ratios in dB. Infinite ones count as no
+    noise."""
     with np.errstate(over="ignore", divide="ignore"):
         return float(-10 * np.log10(np.mean(10 ** (-np.asarray(decibels) / 10)))) if decibels else -math.inf
 

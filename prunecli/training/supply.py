@@ -1,4 +1,4 @@
-"""Batches for training: shuffled, augmented, with the loss's targets, and the same again after a resume."""
+"""Batches for training: shuffled and augmented, with the targets of the loss; the same again after a resume."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from prunecli.training.hyperparameters import Hyperparameters
 
 Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 LEAST_RUN, LEAST_NORMALISED = 4, 16
-"""Samples of a run below which a batch is not halved: of images, which have many positions, and of what is normalised
-by the samples alone."""
+"""Least samples of a run before a batch is halved: of images, which have many positions, and of values normalised over
+the samples alone."""
 LEAST_SIDE = 0.5
-"""Of an image's height and width, in the smallest crop."""
+"""Least side of a crop, as a fraction of the image's."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Supply:
     def feeds(
         self, epoch: int, step: int, rng: np.random.Generator, hyper: Hyperparameters
     ) -> list[Mapping[str, Array]]:
-        """The runs of a step: model inputs and the loss's inputs."""
+        """Return the runs of a step: inputs of the model and of the loss."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         parts = [rows[i : i + self.run_size] for i in range(0, len(rows), self.run_size)]
@@ -74,11 +74,11 @@ class Supply:
 
 
 def size_of_run(batch_size: int, fixed: int | None, model: Model) -> int:
-    """How many samples of a batch are run together: halves run side by side on two threads (data-parallel training),
-    each normalised by its own statistics where BatchNormalization takes those of the batch.
+    """Return how many samples of a batch are run together: halves run side by side on two threads (data-parallel
+    training), each normalised by its own statistics where BatchNormalization uses those of the batch.
 
     Args:
-        fixed: what the model asks for.
+        fixed: the batch that the model requires.
     """
     normalised = any(node.op_type == "BatchNormalization" for node in model.ir.graph)
     images = all(value.shape is not None and len(value.shape) >= 4 for value in model.ir.graph.inputs)
@@ -87,7 +87,7 @@ def size_of_run(batch_size: int, fixed: int | None, model: Model) -> int:
 
 
 def check_trainable(data: Dataset, batch_size: int) -> int:
-    """The batch size to train with: at most the samples there are, a multiple of what the model insists on.
+    """Return the batch size of the training: at most the number of samples, a multiple of a fixed batch.
 
     Raises:
         PruneError: recorded test sets or several shapes (their batches cannot be drawn), too few samples.
@@ -140,7 +140,7 @@ def crop(images: Array, rng: np.random.Generator) -> Array:
 
 
 def _window(size: int, rng: np.random.Generator) -> Array:
-    """The weights, (size, size), of bilinear interpolation at `size` places spread over a random part of an axis."""
+    """Return the weights (size, size) of bilinear interpolation at `size` places across a random part of an axis."""
     share = rng.uniform(LEAST_SIDE, 1.0)
     places = rng.uniform(0.0, (1.0 - share) * (size - 1)) + share * np.arange(size)
     return np.asarray(np.maximum(1.0 - np.abs(places[:, None] - np.arange(size)), 0.0))

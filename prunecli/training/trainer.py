@@ -34,7 +34,7 @@ SLOPES = 0.9  # share of the older gradients in the running mean that moving mas
 
 
 def lower_rate(optimizer: str, rate: float) -> float:
-    """What to try where a learning rate was too high: a tenth, and no more than the optimizer's own."""
+    """Return the rate to try after a rate was too high: a tenth, and at most the optimizer's default."""
     return min(rate / 10, OPTIMIZERS[optimizer].rate)
 
 
@@ -52,10 +52,10 @@ class Epoch:
 
 @dataclass
 class Progressed:
-    """Where a run is: what a checkpoint holds besides the arrays. `worse`: epochs since the best or the last restart,
-    `stale`: those of them that patience counts; `lowered`: how often the rate was cut to a tenth;
-    `since`: the step that the optimizer started at; `moves`: whether masks move by now; `hyper`: hyperparameters,
-    `tuned` by short runs, which took `spent` seconds."""
+    """The state of a run, which a checkpoint holds besides the arrays. `worse`: epochs since the best or the last
+    restart; `stale`: those of them that patience counts; `lowered`: how often the rate was cut to a tenth; `since`: the
+    step at which the optimizer started; `moves`: whether masks move now; `hyper`: hyperparameters, `tuned` by short
+    runs, which took `spent` seconds."""
 
     epoch: int = 0
     step: int = 0
@@ -85,7 +85,7 @@ class Progressed:
 
 
 class Score(float):
-    """A score that moves in steps, as a fraction of samples does, with a `finer` one that decides between equals."""
+    """A score that moves in steps, such as a fraction of samples, with a `finer` one that orders equals."""
 
     finer: float
 
@@ -116,9 +116,9 @@ class Steppers:
 class Trainer:
     """Trains the parameters of `steppers` on `supply`.
 
-    score: judges the present parameters, given BatchNormalization's statistics, higher is better; None: no validation,
-    and the last weights stay. Where no learning rate is asked for, nor chosen by short runs, and a tenth of the epochs
-    ended worse than the start without one that was better, they are undone, and the rate is cut to a tenth.
+    score: scores the present parameters, given BatchNormalization's statistics, higher is better; None: no validation,
+    and the last weights stay. Where the learning rate is neither given nor tuned, and a tenth of the epochs ended worse
+    than the start without a better one, they are undone, and the rate is cut to a tenth.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Trainer:
         self._keep_best()
 
     def arrays(self) -> dict[str, Array]:
-        """Everything numeric that the rest of the run depends on."""
+        """All arrays that the rest of the run depends on."""
         own = {"values": self.parameters.values, "keep": self.parameters.keep, "slopes": self.slopes}
         own |= {f"optimizer/{k}": v for k, v in self.optimizer.state.items()}
         own |= {f"statistics/{k}": v for k, v in self.statistics.items()}
@@ -283,7 +283,7 @@ class Trainer:
         return loss
 
     def _move_masks(self) -> None:
-        """Now and then, and not once what comes back could no longer learn."""
+        """Exchange masks at intervals, until restored weights could no longer learn."""
         along = self._along(self.done)
         if self.moving is None or not self.at.moves or along >= UNTIL:
             return
@@ -295,7 +295,7 @@ class Trainer:
 
     @property
     def done(self) -> float:
-        """How much of the run is over: of its steps, or of the time that it may take."""
+        """The fraction of the run that is over: of its steps, or of its time limit."""
         steps = self.total_steps / max(self.hyper.epochs * self.supply.steps, 1)
         if self.options.minutes is None:
             return steps
@@ -313,12 +313,14 @@ class Trainer:
         return self._rate_at(self.done)
 
     def _rates(self) -> Array:
-        """The learning rate of each weight: with a teacher alone, whose weights are near, in proportion to its size."""
+        """Return the learning rate of each weight: proportional to its size with a teacher alone, where the weights
+        start near the optimum."""
         sizes, taught = self.parameters.sizes, self.supply.objective.reading is None
         return np.float32(self.rate) * (sizes if self.optimizer.relative and taught else np.ones_like(sizes))
 
     def _along(self, done: float) -> float:
-        """How much of its part is over, once `done` of the run is: where masks move, of the part before or after."""
+        """Return the fraction of the present part that is over at `done` of the run; with moving masks, of the part
+        before or after they move."""
         if self.moving is None:
             return done
         return (done - FIXED) / (1 - FIXED) if self.at.moves else min(done / FIXED, 1.0)
@@ -384,12 +386,12 @@ class Trainer:
             self._lower()
 
     def _lower(self) -> None:
-        """Restore the best weights, and go on at a tenth of the rate."""
+        """Restore the best weights, and continue at a tenth of the rate."""
         self.at.lowered += 1
         self._restart()
 
     def _restart(self) -> None:
-        """Go on from the best weights with a new optimizer."""
+        """Continue from the best weights with a new optimizer."""
         self.use_best()
         for state in self.optimizer.state.values():
             state[:] = 0
@@ -414,7 +416,7 @@ class Stepper:
         self.pool = ThreadPoolExecutor(count) if count > 1 else None
 
     def run_many(self, feeds: Sequence[Mapping[str, Array]]) -> float:
-        """The mean loss over equal pieces of a batch.
+        """Return the mean loss over equal pieces of a batch.
 
         Args:
             feeds: the model's inputs and the loss's of each, in the shapes that the gradient model was built for.
@@ -437,7 +439,7 @@ class Stepper:
 
 
 class _Replica:
-    """A session of a gradient model with buffers of its own for all but the weights."""
+    """A session of a gradient model with its own buffers for everything but the weights."""
 
     def __init__(self, graph: GradientModel, parameters: Parameters, threads: int) -> None:
         self.session = Session.open(graph.model, threads=threads, mode="training")
@@ -459,7 +461,7 @@ class _Replica:
         self._call = self.session.bind(self.feed, results)
 
     def run(self, feed: Mapping[str, Array]) -> float:
-        """The loss of one piece."""
+        """Return the loss of one piece."""
         for name, array in feed.items():
             if name in self.feed:
                 np.copyto(self.feed[name], array, casting="same_kind")
