@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MISTAKES = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
-"""What a model that makes no sense may lead to where nothing has found that out."""
+"""Exceptions that an invalid model may cause where no check found it."""
 
 
 class Command(TyperCommand):
@@ -89,7 +89,8 @@ class Command(TyperCommand):
             raise damage from error
 
     def _damage(self, given: dict[str, Any]) -> PruneError | None:
-        """Return an error that calls the model damaged, if onnxruntime cannot open one that the command was given."""
+        """Return an error that calls the model damaged, if onnxruntime cannot open a model that the command was
+        given."""
         from prunecli.cli.commands import schema_of
         from prunecli.runtime import Session
 
@@ -140,7 +141,7 @@ class Command(TyperCommand):
 
 
 def _refuse_repeated(order: list[Any]) -> None:
-    """Refuse an option of one value that is given twice: neither of the two is what the user meant to lose.
+    """Refuse an option of one value that is given twice, since one of the values would be ignored.
 
     Args:
         order: the parameters of a command line, one entry per occurrence.
@@ -154,7 +155,7 @@ def _refuse_repeated(order: list[Any]) -> None:
 
 
 def _comes_of_interrupt(error: BaseException | None) -> bool:
-    """Whether an interrupt became this error on its way: modules in C that are imported make an ImportError of it."""
+    """Return whether an interrupt caused this error: C modules turn it into an ImportError during import."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -1,5 +1,5 @@
-"""The commands: a table, and what is read off the class of a command's options: the Typer command, and the slots that
-recipes and `[tool.prune]` may fill.
+"""The table of commands, and what is derived from the class of a command's options: the Typer command, and the slots
+that recipes and `[tool.prune]` may fill.
 
 To add one: a class of options, a function of the library that takes them, and a line in COMMANDS.
 """
@@ -275,7 +275,7 @@ Role = Literal["model", "data", "path", "code", "other"]
 _ROLES: dict[str, Role] = {
     "ORIGINAL": "model", "D": "data", "PATH": "path", "DIR": "path", "FILE": "path", "FILE.py:FUNCTION": "code",
 }  # fmt: skip
-"""What a metavar, or one of its alternatives as in `sorted|numbers|FILE`, tells of a text."""
+"""Roles of a text, by its metavar or one alternative of it, as in `sorted|numbers|FILE`."""
 
 
 @dataclass(frozen=True)

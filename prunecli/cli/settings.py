@@ -109,8 +109,8 @@ def given(settings: Settings) -> Settings:
 
 
 def of_use(command: str, found: Settings, own: Collection[str], raw: Collection[str] = ()) -> Settings:
-    """Return the settings without those for every command or step that this one has no use for. `own`: keys of what is
-    for it alone; `raw`: parameters that are given anyway."""
+    """Return the settings without those for every command or step that this one has no option for. `own`: keys of
+    settings for it alone; `raw`: parameters that the command line gives."""
     schema, kind = schema_of(command), entry_of(command).options_class
     unused = kind.idle([*raw, *(schema[key].name for key in found)])
     idle = {parameter_name(declared) for declared in declared_of(kind) if declared.field in unused}

@@ -1,4 +1,4 @@
-"""From a graph to its units: run every node's rule, solve the ties, follow the factors."""
+"""From a graph to its units: apply every node's rule, solve the ties, follow the factors."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from prunecli.operators import operator_of
 
 @dataclass
 class Analysis:
-    """Everything known about what can be cut from a model.
+    """What can be cut from a model.
 
-    `families` hold the units (see `units.py`); `components` maps them to atoms; `work` lists the
-    multiply-accumulates and the axes they are proportional to, `written` the elements that every node writes, where
-    whoever analyses has counted them. `other_inputs` are the shapes at which what
-    depends on dynamic dimensions was told from constants: give them to `remove`; None if all are static.
+    `families` hold the units (see `units.py`); `components` maps them to atoms; `work` lists the multiply-accumulates
+    and the axes they are proportional to; `written` the elements that every node writes, where they were counted.
+    `other_inputs`: the other shapes by which constants were told from what depends on dynamic dimensions: give them to
+    `remove`; None if all are static.
     """
 
     model: ir.Model
@@ -49,12 +49,12 @@ class Analysis:
 
 
 ANALYSED_BATCH = 2
-"""A batch of one hides which axes are the batch."""
+"""A batch of one would hide which axes are the batch."""
 OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
 
 
 Whole = Mapping[tuple[str, int], str]
-"""(value, axis) -> why no position of it may go."""
+"""(value, axis) -> why no position of it may be removed."""
 NONE: Whole = MappingProxyType({})
 NO_BLOCKS: Mapping[tuple[str, int], int] = MappingProxyType({})
 BLOCK = "a block of a quantised weight shares a scale"
@@ -62,7 +62,8 @@ GROUPED = "inputs of a quantised weight belong to scales by a table (g_idx)"
 
 
 def kept_together(form: FloatingForm) -> tuple[Whole, Mapping[tuple[str, int], int]]:
-    """Axes of quantised weights that stay whole, and those whose positions go in blocks, for `analyse`."""
+    """Return the axes of quantised weights that stay whole, and those whose positions are removed in blocks, for
+    `analyse`."""
     whole, blocks = dict[tuple[str, int], str](), dict[tuple[str, int], int]()
     for name, one in form.sources.items():
         if one.bits and not one.width:
@@ -126,7 +127,7 @@ def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:
 
 
 def _freeze_dynamic(table: AtomTable, geometry: Geometry) -> None:
-    """Axes that are as long as a dynamic dimension have no fixed positions, unless fixed factors make them up."""
+    """Freeze axes as long as a dynamic dimension, which have no fixed positions, unless fixed factors make them up."""
     shown: dict[int, bool] = {}
     for number, axis in enumerate(table.axes):
         if axis.value is not None:
@@ -166,7 +167,7 @@ def _apply_rule(ctx: RuleContext) -> None:
 
 
 def _obstacle(ctx: RuleContext) -> str | None:
-    """Why the rule of a node cannot be asked."""
+    """Return why the rule of a node cannot be applied."""
     node = ctx.node
     if (node.domain, node.op_type) in BARRIERS:
         return f"{node.op_type}: {BARRIERS[node.domain, node.op_type]}"
@@ -182,7 +183,8 @@ def _obstacle(ctx: RuleContext) -> str | None:
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value | None]:
-    """All values a node with bodies (If, Loop, Scan) uses or yields, and those that nodes inside its bodies do."""
+    """Return all values that a node with bodies (If, Loop, Scan) reads or yields, and those of nodes inside its
+    bodies."""
     bodies = list(subgraphs(node))
     if bodies:
         yield from (*node.inputs, *node.outputs)
@@ -195,7 +197,8 @@ def _captured(node: ir.Node) -> Iterator[ir.Value | None]:
 
 
 def analysed_shapes(model: Model, dims: Dims, first: Shapes) -> dict[str, Shape]:
-    """Input shapes with a batch of two where the batch is free and the model admits it; `first`: those of `dims`."""
+    """Return input shapes with a batch of two where the batch is free and the model accepts it. `first`: the shapes by
+    `dims`."""
     sizes, shapes = dict(dims.sizes), dict(dims.shapes)
     specs = input_specs(model.ir)
     inner = {dim for spec in specs for dim in spec.shape[1:]}

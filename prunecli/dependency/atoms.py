@@ -26,7 +26,7 @@ from prunecli.errors import PruneError
 
 Ints = NDArray[np.int64]
 MOST_ATOMS = 1 << 27
-"""Their indices take a gigabyte; large models have a few hundred times fewer."""
+"""Largest number of atoms: their indices take a gigabyte. Large models have a few hundred times fewer."""
 
 
 class LengthError(Exception):
@@ -51,7 +51,8 @@ class Freeze:
 
 @dataclass
 class AtomTable:
-    """What the rules said. Axes are ints, `numbers` those of a tensor; `find` gives the representative of tied axes."""
+    """The relations stated by the rules. Axes are ints, `numbers` those of a tensor; `find` gives the representative of
+    tied axes."""
 
     axes: list[Axis] = field(default_factory=list)
     numbers: dict[tuple[ir.Value, int], int] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class AtomTable:
         return self.numbers[key]
 
     def root(self, value: ir.Value, index: int) -> int | None:
-        """The representative of an axis of a tensor; None where no rule has named it."""
+        """Return the representative of an axis of a tensor; None where no rule has named it."""
         number = self.numbers.get((value, index))
         return None if number is None else self.find(number)
 
@@ -93,18 +94,18 @@ class AtomTable:
         return self.axes[axis].size
 
     def tie(self, a: int, b: int) -> None:
-        """Position i of a is position i of b. Sizes must be equal."""
+        """State that position i of a is position i of b. Sizes must be equal."""
         if self.size(a) != self.size(b):
             raise LengthError(f"axes of {self.size(a)} and {self.size(b)} positions meet")
         a, b = sorted((self.find(a), self.find(b)))
         self._parent[b] = a
 
     def tie_positions(self, a: int, ia: Ints, b: int, ib: Ints) -> None:
-        """Position ia[k] of a is position ib[k] of b, for each k."""
+        """State that position ia[k] of a is position ib[k] of b, for each k."""
         self.edges.append((a, np.asarray(ia, np.int64), b, np.asarray(ib, np.int64)))
 
     def product(self, axis: int, factors: Sequence[int]) -> None:
-        """Row-major: position p of `axis` has coordinates numpy.unravel_index(p, sizes of factors)."""
+        """State that position p of `axis` has the coordinates numpy.unravel_index(p, sizes of factors)."""
         live = tuple(f for f in factors if self.size(f) != 1)
         if len(live) == 1:
             self.tie(axis, live[0])
@@ -115,11 +116,11 @@ class AtomTable:
         self.freezes.append(Freeze(axis, reason, positions))
 
     def approximate(self, axis: int, reason: str) -> None:
-        """Removing positions here is no more than an approximation of forcing them to zero."""
+        """State that removing positions of this axis only approximates setting them to zero."""
         self.approximations.append((axis, reason))
 
     def mark(self, axis: int, kind: str) -> None:
-        """Name what the positions of this axis are (`head`), for --granularity and the report."""
+        """Name the kind of the positions of this axis (`head`), for --granularity and the report."""
         self.marks.append((axis, kind))
 
 
@@ -133,7 +134,7 @@ class Product:
 
 @dataclass
 class Components:
-    """The solved table: one component per set of atoms that ties alone make inseparable."""
+    """The solved table: one component per set of atoms that ties alone connect."""
 
     table: AtomTable
     offset: Ints  # first atom of each axis (tied axes share their atoms)

@@ -29,7 +29,7 @@ _SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 
 number of the input `bias`, which is added, too."""
 _SUM = 3
 _EPSILON = 1e-12
-"""Their default."""
+"""The default epsilon of these operators."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ResidualBlock:
 
 @dataclass(frozen=True)
 class Dead:
-    """Nodes and initializers that no output depends on once some blocks are gone."""
+    """Nodes and initializers that no output depends on once some blocks are removed."""
 
     nodes: frozenset[ir.Node]
     initializers: frozenset[ir.Value]
@@ -92,13 +92,13 @@ def find_blocks(model: ir.Model, geometry: Geometry) -> list[ResidualBlock]:
 
 
 def _told_apart(blocks: list[ResidualBlock]) -> list[ResidualBlock]:
-    """Blocks whose nodes share a name are named after the value they yield."""
+    """Name blocks whose nodes share a name after the value that they yield."""
     counts = Counter(block.name for block in blocks)
     return [b if counts[b.name] == 1 else replace(b, name=b.join.outputs[0].name or "") for b in blocks]
 
 
 def _operands(node: ir.Node) -> Iterable[tuple[int, int]]:
-    """(branch, stream) input indices to try."""
+    """Return the pairs of input indices (branch, stream) to try."""
     joins = node.op_type in ("Add", "Sum") and node.domain == ""
     if joins and len(node.inputs) >= 2:
         return [(i, j) for i in range(len(node.inputs)) for j in range(len(node.inputs)) if i != j]
@@ -125,7 +125,7 @@ def _block(node: ir.Node, branch: int, stream: int, geometry: Geometry) -> Resid
 
 
 def _alike(facts: Facts | None, value: ir.Value, x: ir.Value, node: ir.Node) -> bool:
-    """Branch, stream and sum have one shape and are floating-point."""
+    """Return whether branch, stream and sum have one shape and are floating-point."""
     if facts is None:
         return True
     shapes = {facts.shapes.get(v) for v in (value, x, node.outputs[0])}
@@ -135,14 +135,15 @@ def _alike(facts: Facts | None, value: ir.Value, x: ir.Value, node: ir.Node) -> 
 
 
 def _static_axis(value: ir.Value, geometry: Geometry) -> int | None:
-    """The channel axis (1 of images, else the last), or the first other one that has a fixed length."""
+    """Return the channel axis (1 of images, else the last), or else the first axis of fixed length."""
     rank = len(geometry.facts.shapes[value])
     order = [1 if rank >= 4 else rank - 1, *range(rank - 1, -1, -1)]
     return next((axis for axis in order if axis >= 0 and not geometry.is_dynamic(value, axis)), None)
 
 
 def _weighted(dead: Dead) -> bool:
-    """x + 0.04 x^3 inside a decomposed Gelu is no block: a block has weights (which others may share)."""
+    """Return whether the branch has weights (which others may share). x + 0.04 x^3 inside a decomposed Gelu has none
+    and is no block."""
     tensors = (v.const_value for n in dead.nodes for v in n.inputs if v is not None)
     return any(
         t is not None and t.dtype.is_floating_point() and sum(n > 1 for n in t.shape.numpy()) >= 2 for t in tensors
@@ -150,21 +151,22 @@ def _weighted(dead: Dead) -> bool:
 
 
 def _reads(dead: Dead, x: ir.Value) -> bool:
-    """Whether the branch is computed from the stream: some node of it takes x (or a copy of x) as data."""
+    """Return whether the branch is computed from the stream: a node of it reads x (or a copy of x) as data."""
     source = _origin(x)
     used = (v for n in dead.nodes if not operator_of(n).of_shape for v in n.inputs if v is not None)
     return any(_origin(v) is source for v in used)
 
 
 def _origin(value: ir.Value) -> ir.Value | ir.Node:
-    """The value that `value` is a plain copy of; of a fused normalisation, which yields sum and result, its node."""
+    """Return the value that `value` is a plain copy of; for the sum of a fused normalisation, its node's first
+    output."""
     while (node := value.producer()) is not None and node.op_type in _PASS and node.inputs[0] is not None:
         value = node.inputs[0]
     return node if node is not None and _is_skip_norm(node) else value
 
 
 def dead_without(blocks: Sequence[ResidualBlock]) -> Dead:
-    """What dropping these blocks together makes useless; nothing is changed."""
+    """Return what is unused once these blocks are dropped together; nothing is changed."""
     return _closure([(b.join, b.branch) for b in blocks])
 
 
@@ -202,7 +204,7 @@ def _reads_of(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
 
 
 def drop_blocks(model: ir.Model, blocks: Sequence[ResidualBlock]) -> Dead:
-    """Rewire y := x for each block and delete what nobody needs any more, in place.
+    """Rewire y := x for each block and delete what is no longer used, in place.
 
     Args:
         model: the prepared model in which the blocks were found.
@@ -232,7 +234,7 @@ def _delete(graph: ir.Graph, dead: Dead) -> None:
 
 
 def _bypass(model: ir.Model, block: ResidualBlock) -> None:
-    """Make the sum what is left of it without the branch."""
+    """Replace the sum by what is left of it without the branch."""
     join, graph = block.join, model.graph
     rest = [v for index, v in enumerate(join.inputs) if index != block.branch]
     if _is_skip_norm(join):
@@ -248,8 +250,8 @@ def _bypass(model: ir.Model, block: ResidualBlock) -> None:
 
 
 def _normalise_only(join: ir.Node, branch: int) -> None:
-    """Without f, the same operator on x + x: a normalisation does not see the factor of two, if epsilon has its
-    square: 2 s / sqrt(4 v + 4 epsilon) = s / sqrt(v + epsilon), exactly."""
+    """Without f, apply the same operator to x + x. Normalisation removes the factor of two if epsilon is multiplied by
+    its square: 2 s / sqrt(4 v + 4 epsilon) = s / sqrt(v + epsilon), exactly."""
     place = _SKIP_NORMS[join.op_type]
     stream = join.inputs[1 - branch]
     bias = join.inputs[place] if len(join.inputs) > place else None
@@ -268,7 +270,7 @@ def _normalise_only(join: ir.Node, branch: int) -> None:
 
 
 def _insert(join: ir.Node, what: str, operands: list[ir.Value], like: ir.Value) -> ir.Value:
-    """The sum of one or two values, computed before a node; its shape and type are those of `like`."""
+    """Insert the sum of one or two values before a node; its shape and type are those of `like`."""
     name = f"{join.outputs[0].name}.{what}"
     node = ir.node("Add" if len(operands) > 1 else "Identity", operands, name=name)
     join.prepend(node)

@@ -57,7 +57,7 @@ class Group:
 
     @property
     def least(self) -> int:
-        """Units that stay in any case: a block may go as a whole."""
+        """Least number of units that stay: 0 for a block, which may be dropped whole."""
         return 0 if self.kind == "block" else 1
 
 
@@ -117,7 +117,7 @@ class Catalogue:
 
     @cached_property
     def computed(self) -> frozenset[int]:
-        """Axes (by representative) of what operators with stored weights read and write, so what a target computes."""
+        """Axes (by representative) that operators with stored weights read or write, which a target computes."""
         table = self.analysis.components.table
         stored = {value: uses for value in self.analysis.model.graph.initializers.values() if (uses := value.uses())}
         values = {
@@ -132,12 +132,13 @@ class Catalogue:
 
     @cached_property
     def dead(self) -> list[Dead]:
-        """By block, what nobody needs any more without it."""
+        """By block, what is unused without it."""
         return [dead_without([block]) for block in self.blocks]
 
     @cached_property
     def within(self) -> np.ndarray:
-        """(blocks, groups): whether a group is the block, or goes with it: all that holds its weights does."""
+        """(blocks, groups): whether a group is the block, or is removed with it, since the block holds all its
+        weights."""
         held, first = self.analysis.model.graph.initializers, len(self.groups) - len(self.blocks)
         out = np.zeros((len(self.blocks), len(self.groups)), bool)
         for row, own, dead in zip(out, self.blocks, self.dead, strict=True):
@@ -146,19 +147,19 @@ class Catalogue:
         return out
 
     def _inner(self, units: np.ndarray) -> np.ndarray:
-        """Mask over units: those that go with the dropped blocks, these included."""
+        """Return the mask over units inside the dropped blocks, the blocks included."""
         return np.asarray(self.within[self.dropped(units)].any(axis=0)[self.group_of], bool)
 
     def closed(self, units: np.ndarray) -> np.ndarray:
-        """The mask with all units that go with the dropped blocks."""
+        """Return the mask with all units added that are inside the dropped blocks."""
         return np.asarray(units | self._inner(units), bool)
 
     def outside(self, units: np.ndarray) -> np.ndarray:
-        """The mask without the dropped blocks and all that goes with them."""
+        """Return the mask without the dropped blocks and everything inside them."""
         return np.asarray(units & ~self._inner(units), bool)
 
     def empties(self, units: np.ndarray) -> bool:
-        """Whether an axis loses all its positions that does not go with a block."""
+        """Return whether an axis loses all its positions, other than by the drop of its block."""
         return bool((self.kept(self.outside(units)) < np.minimum(self.sizes, 1)).any())
 
     @cached_property
@@ -167,8 +168,8 @@ class Catalogue:
         return np.array([axis.size for axis in self.analysis.components.table.axes] + [1] * len(self.blocks), np.int64)
 
     def removed(self, units: np.ndarray) -> Removed:
-        """What `cut.remove` takes: positions per value and axis, for a mask over units; of blocks all positions of one
-        axis of what their branches yield."""
+        """Return the input of `cut.remove` for a mask over units: positions per value and axis; for blocks all
+        positions of one axis of their branches' values."""
         out = removed_positions(self.analysis, self.removed_atoms(self.outside(units)))
         for block in itertools.compress(self.blocks, self.dropped(units)):
             for name, axes in block.positions.items():
@@ -243,8 +244,8 @@ def catalogue(analysis: Analysis, kinds: Collection[Kind] = DEFAULT_KINDS) -> Ca
 
 
 def _with_blocks(found: Catalogue) -> Catalogue:
-    """The residual blocks, too, but for those whose value the user's file does not name (inside local functions):
-    nobody could check what a plan says of them."""
+    """Add the residual blocks, except those whose value the user's file does not name (inside local functions): a plan
+    could not name them."""
     model, geometry = found.analysis.model, found.analysis.geometry
     blocks = [b for b in find_blocks(model, geometry) if plan_names(model, b.positions, geometry)]
     groups, axes = list(found.groups), len(found.analysis.components.table.axes)
@@ -325,7 +326,8 @@ class _Builder:
         return lengths, self.atom_order[places]
 
     def _batches(self, number: int, family: Family) -> Iterable[_Batch]:
-        """Units of one family by structure: a random number per axis, added up, tells structures apart."""
+        """Sort the units of one family by structure: the sum of one random number per touched axis identifies a
+        structure."""
         lengths, atoms = self._expand(family.components)
         unit = np.repeat(family.labels, lengths)
         code = np.random.default_rng(0).integers(0, 1 << 62, len(self.table.axes), dtype=np.uint64)
@@ -388,7 +390,7 @@ class _Builder:
     # -- choice -----------------------------------------------------------------------------------
 
     def _name_head_dims(self, batches: list[_Batch]) -> None:
-        """A factor family that overlaps with heads is what lies inside them."""
+        """Name a factor family that overlaps with heads `head_dim`."""
         heads = {b.family for b in batches if b.kind == "head"}
         if not heads:
             return
@@ -399,7 +401,7 @@ class _Builder:
                 batch.kind = "head_dim"
 
     def _choose(self, batches: list[_Batch]) -> list[_Batch]:
-        """Heads first, then the most units; a family that overlaps with a chosen one is left out."""
+        """Choose heads first, then the family of most units; leave out families that overlap with a chosen one."""
         sizes: dict[int, int] = {}
         for batch in batches:
             sizes[batch.family] = sizes.get(batch.family, 0) + len(batch.units)
@@ -441,7 +443,7 @@ class _Builder:
         return out + self._unseen()
 
     def _reasons(self, batches: list[_Batch], usable: list[_Batch]) -> list[str]:
-        """Per component: why no usable unit holds it, or nothing."""
+        """Return, per component, why no usable unit holds it, or nothing."""
         out = [""] * self.solved.count
         free = np.zeros(self.solved.count, bool)
         for batch in usable:
@@ -467,7 +469,7 @@ class _Builder:
         return family.components[mine[family.labels]]
 
     def _unseen(self) -> list[Frozen]:
-        """Floating-point tensors that no rule spoke about."""
+        """Return floating-point tensors that no rule has named."""
         seen = {axis.value.name for axis in self.table.axes if axis.value is not None}
         return [
             Frozen(name, axis, "no operator that reads it relates its positions to others", positions=size, size=size)

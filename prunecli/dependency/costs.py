@@ -29,7 +29,7 @@ class Terms:
     axes: Ints
 
     def total(self, fraction: np.ndarray) -> int:
-        """Sum of amount * prod(fraction of each axis)."""
+        """Return the sum of amount * prod(fraction of each axis)."""
         if not len(self.amount):
             return 0
         return round(float((self.amount * fraction[self.axes].prod(axis=1)).sum()))
@@ -50,7 +50,7 @@ class Costs:
     written: Terms
 
     def fraction(self, kept: Ints) -> np.ndarray:
-        """Of each axis what is kept; 1 of the pseudo axis."""
+        """Return the kept fraction of each axis; 1 for the pseudo axis."""
         out = np.ones(len(self.sizes) + 1)
         np.divide(kept, np.maximum(self.sizes, 1), out=out[:-1])
         return out
@@ -65,8 +65,7 @@ class Costs:
         return {kind: self.amount(kind, kept) for kind in ("params", "macs")}
 
     def time(self, kept: Ints) -> float:
-        """What a run takes, roughly, in multiply-accumulates: those, and for every element that is written as many as
-        take as long."""
+        """Return the approximate time of a run, in multiply-accumulates: `macs` + MACS_PER_ELEMENT * `written`."""
         fraction = self.fraction(kept)
         return self.macs.total(fraction) + MACS_PER_ELEMENT * self.written.total(fraction)
 
@@ -83,13 +82,13 @@ def costs(units: Catalogue) -> Costs:
 
 
 def axes_of_blocks(units: Catalogue, part: ir.Node | ir.Value) -> list[int]:
-    """The axes of the residual blocks with which a node or an initializer goes."""
+    """Return the axes of the residual blocks that contain a node or an initializer."""
     first = len(units.sizes) - len(units.blocks)
     return [first + n for n, dead in enumerate(units.dead) if part in dead.nodes or part in dead.initializers]
 
 
 def axes_of_outputs(analysis: Analysis) -> dict[ir.Node, tuple[int, ...]]:
-    """Of every node, the axes (representatives) of its first named output."""
+    """Return, for every node, the axes (representatives) of its first named output."""
     table = analysis.components.table
     shown: dict[ir.Value, list[int]] = {}
     for number, axis in enumerate(table.axes):

@@ -27,7 +27,7 @@ from prunecli.operators import operator_of
 
 Result = TypeVar("Result")
 LAZY = 1 << 20
-"""Bytes of a constant from which on it is sliced when it is read, so that a cut of any size can be saved."""
+"""Bytes from which a constant is sliced only when it is read, so that cuts of any size can be saved."""
 
 
 def remove(
@@ -76,7 +76,7 @@ def remove(
 
 
 class UnfollowedError(PruneError):
-    """Something cannot follow a cut. `axes`: (value, axis) -> why it has to stay whole."""
+    """An operator cannot follow a cut. `axes`: (value, axis) -> why it has to stay whole."""
 
     def __init__(self, axes: Mapping[tuple[str, int], str]) -> None:
         super().__init__("; ".join(dict.fromkeys(axes.values())), HINT)
@@ -84,7 +84,7 @@ class UnfollowedError(PruneError):
 
 
 def following(attempt: Callable[[Whole], Result]) -> Result:
-    """What an attempt to cut gives, repeated with the axes whole that could not follow, until all do.
+    """Return the result of an attempt to cut, repeated with the axes whole that could not follow, until all do.
 
     Args:
         attempt: opens the model with the given axes whole, decides, and cuts.
@@ -100,7 +100,7 @@ def following(attempt: Callable[[Whole], Result]) -> Result:
 
 
 def _behind(cut: NodeCut, node: ir.Node, error: PruneError) -> dict[tuple[str, int], str]:
-    """The cut axes by whose lengths a node cannot follow, or else its own.
+    """Return the cut axes by whose lengths a node cannot follow, or else the node's own.
 
     Raises:
         PruneError: the error itself, where there are none.
@@ -118,7 +118,7 @@ def _cut_axes(cut: NodeCut, value: ir.Value) -> list[tuple[str, int]]:
 
 
 def _lengths_of(cut: NodeCut, value: ir.Value) -> list[tuple[str, int]]:
-    """The cut axes whose lengths a value that changed is computed from."""
+    """Return the cut axes whose lengths a changed value is computed from."""
     found, queue = list[tuple[str, int]](), [value]
     seen = set(queue)
     while queue:
@@ -135,7 +135,7 @@ def _lengths_of(cut: NodeCut, value: ir.Value) -> list[tuple[str, int]]:
 
 
 def _assume(cut: NodeCut, node: ir.Node) -> None:
-    """Go on as if the node had followed, so that all refusals of a cut are found at once."""
+    """Continue as if the node had followed, so that all refusals of a cut are found at once."""
     for number, view in enumerate(cut.views):
         for out in node.outputs:
             if out in view.before.shapes:
@@ -190,7 +190,7 @@ def _without(axes: Mapping[int, Array], array: Array) -> Array:
 
 
 def _unplanned(cut: NodeCut, node: ir.Node) -> str:
-    """How a node's results differ in shape from what is planned."""
+    """Return how a node's results differ in shape from the plan."""
     for number, view in enumerate(cut.views):
         for out in filter(is_named, node.outputs):
             if out not in view.before.shapes or (out in cut.shape_derived and is_shape_computation(out, view.before)):
@@ -205,10 +205,9 @@ def _unplanned(cut: NodeCut, node: ir.Node) -> str:
 
 
 def _keep_contents(cut: NodeCut, node: ir.Node) -> None:
-    """A number computed from a shape (1 / sqrt(head size)) that meets data is part of the function: it stays.
+    """Keep numbers that are computed from shapes and meet data (1 / sqrt(head size)): they are part of the function.
 
-    Vectors that a rewrite has settled are geometry and follow the cut; shape computations are checked where
-    they end.
+    Vectors that a rewrite has set are geometry and follow the cut; shape computations are checked where they end.
     """
     for index, value in enumerate(node.inputs):
         if value is not None and (node, index) not in cut.settled and _changed(cut, value):
@@ -223,7 +222,7 @@ def _keep_contents(cut: NodeCut, node: ir.Node) -> None:
 
 
 def _changed(cut: NodeCut, value: ir.Value | None) -> bool:
-    """Whether what was computed from shapes is not what it was (less the removed positions)."""
+    """Return whether a shape computation yields other values than before (minus the removed positions)."""
     if value is None or value not in cut.shape_derived:
         return False
     for number, view in enumerate(cut.views):
@@ -239,7 +238,7 @@ def _changed(cut: NodeCut, value: ir.Value | None) -> bool:
 
 
 def _wanted(cut: NodeCut, value: ir.Value, content: Array | None) -> Array | None:
-    """The content without the removed positions; None where its axes are not as long as in the first view."""
+    """Return the content without the removed positions; None where its axes are not as long as in the first view."""
     gone = cut.removed.get(value.name or "", {})
     if content is None or any(content.shape[axis] != cut.before(value)[axis] for axis in gone):
         return None
@@ -253,8 +252,8 @@ def _less(cut: NodeCut, value: ir.Value, content: Array) -> Array:
 
 
 def _restate_shapes(cut: NodeCut) -> None:
-    """Value infos: static sizes that were cut are restated, dynamic dimensions keep their names unless cut. One of
-    another rank was wrong before and goes, as does one of a value of which no shape was inferred."""
+    """Update value infos: static sizes that were cut change, dynamic dimensions keep their names unless cut. One of
+    another rank was wrong before and is removed, as is one of a value without an inferred shape."""
     for node in cut.model.graph:
         for out in node.outputs:
             if out.shape is None or out.name not in cut.removed:

@@ -1,4 +1,4 @@
-"""A cut in progress: what rewrites may ask and what they may change. `cut.py` runs it."""
+"""The state of a cut: what rewrites may read and change. `cut.py` runs it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class View:
 
 @dataclass
 class NodeCut:
-    """A cut in progress. Rewrites ask it for sizes and kept positions and tell it what to change."""
+    """The state of a cut. Rewrites read sizes and kept positions from it and make their changes through it."""
 
     model: ir.Model
     removed: Removed
@@ -46,11 +46,11 @@ class NodeCut:
     # -- questions --------------------------------------------------------------------------------
 
     def before(self, value: ir.Value | None) -> Shape:
-        """Original shape at the analysed dimensions."""
+        """Return the original shape at the analysed dimensions."""
         return self.views[0].before.shapes[value] if value is not None else ()
 
     def removed_at(self, value: ir.Value | None, axis: int) -> Ints | None:
-        """Removed positions of an axis (negative counts from the end), or None."""
+        """Return the removed positions of an axis (negative counts from the end), or None."""
         if value is None or value.name not in self.removed:
             return None
         return self.removed[value.name].get(axis % len(self.before(value)))
@@ -65,12 +65,12 @@ class NodeCut:
         return len(self.kept(value, axis))
 
     def blocks(self, value: ir.Value | None, axis: int, count: int) -> int:
-        """Of an axis in `count` blocks of equal length: how many kept any position."""
+        """Return, for an axis of `count` blocks of equal length, how many kept a position."""
         length = self.before(value)[axis] // count
         return len(np.unique(self.kept(value, axis) // length))
 
     def shape(self, value: ir.Value, view: int = 0) -> Shape:
-        """The shape a value must have after the cut, at the dimensions of a view."""
+        """Return the shape of a value after the cut, at the dimensions of a view."""
         before = self.views[view].before.shapes[value]
         first = self.before(value)
         return tuple(_scaled(first[i], self.size(value, i), n) for i, n in enumerate(before))
@@ -205,7 +205,7 @@ class NodeCut:
 
 
 def _own_name(node: ir.Node) -> str:
-    """Of what is added for a node."""
+    """Return the prefix of names that are added for a node."""
     return f"{node.name or node.outputs[0].name or node.op_type}.pruned"
 
 
@@ -216,7 +216,8 @@ def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
 
 
 def _scaled(before: int, after: int, size: int) -> int:
-    """New size of an axis that is `size` long at other dimensions: a removal scales with the dynamic factor."""
+    """Return the new size of an axis that is `size` long at other dimensions: a removal scales with the dynamic
+    factor."""
     return after if size == before else size * after // before
 
 
@@ -226,7 +227,7 @@ Dimensions = dict[tuple[str, int], tuple[str, list[int]]]  # (graph input, axis)
 
 
 Column = tuple[list[int | None], list[int]]
-"""One entry of a vector at every view: as it is computed now (None where that is unknown), and as wanted."""
+"""One entry of a vector at every view: as computed now (None where unknown), and as wanted."""
 
 
 def agrees(current: Array | None, wanted: Sequence[int], wildcard: bool) -> bool:
@@ -246,7 +247,8 @@ def _columns(current: list[Array | None], wanted: Wanted) -> list[Column]:
 
 
 def as_constant(columns: list[Column], wildcard: bool) -> list[int] | None:
-    """A constant vector good at all dimensions, or None. Entries that vary may stay 0 or -1; one may become -1."""
+    """Return a constant vector that is right at all dimensions, or None. Entries that vary may stay 0 or -1; one may
+    become -1."""
     out = [_same(wanted) for _, wanted in columns]
     for i, (computed, _) in enumerate(columns):
         if out[i] is None and wildcard and computed[0] in (0, -1):
@@ -268,9 +270,9 @@ def as_affine(columns: list[Column], wildcard: bool) -> list[tuple[int, int, int
 
 
 def as_factor(current: Sequence[Array | None], wanted: Sequence[Array | None]) -> Array | None:
-    """The constant that makes what is computed of what is wanted, by multiplication of floating-point numbers, or None.
+    """Return the constant factor between what is computed and what is wanted, for floating-point numbers, or None.
 
-    A count of elements that lost a part of them is too small by the same factor at all dimensions.
+    A count of elements of which a part was removed is off by the same factor at all dimensions.
     """
     pairs = [(c, w) for c, w in zip(current, wanted, strict=True) if c is not None and w is not None]
     if len(pairs) < len(wanted) or any(c.shape != w.shape or w.dtype.kind != "f" or not c.all() for c, w in pairs):
@@ -281,10 +283,12 @@ def as_factor(current: Sequence[Array | None], wanted: Sequence[Array | None]) -
 
 
 def as_dimensions(columns: list[Column], dimensions: Dimensions, wildcard: bool) -> list[Entry] | None:
-    """Entry by entry: a constant, what is computed already, or the only dynamic dimension that is as long; or None.
+    """Return, entry by entry, a constant, an entry that is computed already, or the only dynamic dimension of that
+    length; or None.
 
-    A dimension itself is preferred to a correction of what was computed (4 heads * batch // 4 is not the batch any
-    more with 2 heads, nor twice that an odd batch).
+    A dimension itself is preferred to a correction of what was computed (4 heads * batch
+
+    4 is no longer the batch with 2 heads, nor is twice that an odd batch).
     """
     out: list[Entry] = []
     for computed, wanted in columns:
@@ -319,5 +323,5 @@ def _entry(computed: list[int | None], wanted: list[int]) -> tuple[int, int, int
 
 
 def _same(column: Sequence[int | None]) -> int | None:
-    """The number that all entries are, or None."""
+    """Return the number that all entries equal, or None."""
     return column[0] if all(c == column[0] for c in column) else None

@@ -41,7 +41,7 @@ _NAMES = "prunecli.names"  # key in the model's `meta`: value names of the user'
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """A copy of the model, ready to be analysed and cut; names are kept.
+    """Return a copy of the model, ready to be analysed and cut; names are kept.
 
     A weight in a Constant node becomes an initializer by the name of the node's output. Initializers that are
     not graph inputs need IR version 4, which every onnxruntime since 0.3 reads.
@@ -61,7 +61,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 
 def _name_outputs(graph: ir.Graph) -> None:
-    """Outputs that nobody reads may be unnamed: those at the end go, the others get names, until `restore`."""
+    """Remove unnamed outputs at the end of a node, and name the others until `restore`."""
     taken = taken_names(graph)
     for node in graph:
         named = [place for place, out in enumerate(node.outputs) if out.name]
@@ -78,7 +78,8 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _copy_shared(model: ir.Model) -> None:
-    """One copy per use of each floating-point vector, and of zero points, that several nodes of the main graph read."""
+    """Give each node its own copy of floating-point vectors and zero points that several nodes of the main graph
+    read."""
     graph = model.graph
     taken = taken_names(graph)
     for value in list(graph.initializers.values()):
@@ -99,7 +100,8 @@ def _copy_shared(model: ir.Model) -> None:
 
 
 def restore(model: ir.Model) -> None:
-    """Undo what need not stay of the working form: names of unread outputs, and copies that equal their original."""
+    """Undo the parts of the working form that need not stay: names of unread outputs, and copies that equal their
+    original."""
     for node in model.graph:
         for out in node.outputs:
             if UNNAMED in out.meta:
@@ -116,13 +118,12 @@ def restore(model: ir.Model) -> None:
 
 
 def plan_names(model: ir.Model, removed: Removed, geometry: Geometry | None = None) -> Removed:
-    """A cut of a prepared model, in terms of the user's file.
+    """Return a cut of a prepared model by the names of the user's file.
 
-    A constant that was copied has the positions that all its copies lose. Left out are values inside local
-    functions, which the user's file does not name, and (with `geometry`) what is computed from shapes alone, and
-    axes whose length depends on dynamic dimensions (batch * heads): their positions mean nothing at other sizes.
-    Forcing the rest to zero has the same effect: what those values are computed from, and what is computed from
-    them, is listed.
+    A constant that was copied has the positions that all its copies lose. Left out are values inside local functions,
+    which the user's file does not name, and (with `geometry`) shape computations and axes whose length depends on
+    dynamic dimensions (batch * heads): their positions have no meaning at other sizes. Setting the rest to zero has the
+    same effect: the values before and after these are listed.
     """
     names = model.meta.get(_NAMES)
     copies: dict[str, list[str]] = defaultdict(list)
@@ -201,7 +202,7 @@ def _read(graph: ir.Graph, node: ir.Node, parts: list[ir.Value]) -> None:
 
 
 def _unsqueezed(graph: ir.Graph, before: ir.Node, part: ir.Value, axis: int) -> ir.Value:
-    """By Unsqueeze from opset 13 on, which takes the axes as an input; sequences are younger than opset 11."""
+    """Unsqueeze a value. From opset 13 on axes are an input; sequences are younger than opset 11."""
     shape = _vector(graph, f"{before.name}.axis", [axis])
     step = ir.node("Unsqueeze", [part, shape])
     graph.insert_before(before, step)
@@ -209,7 +210,8 @@ def _unsqueezed(graph: ir.Graph, before: ir.Node, part: ir.Value, axis: int) -> 
 
 
 def _split(node: ir.Node, lengths: _Lengths) -> list[ir.Value]:
-    """The parts that SplitToSequence makes, by a Split put before it; none where their number is not known."""
+    """Return the parts that SplitToSequence makes, by a Split inserted before it; none where their number is
+    unknown."""
     model, source = lengths.model, node.inputs[0]
     graph = model.graph
     axis = node.attributes.get_int("axis", 0)
@@ -229,7 +231,7 @@ def _split(node: ir.Node, lengths: _Lengths) -> list[ir.Value]:
 
 
 def _sizes(node: ir.Node, length: int | None) -> list[int] | None:
-    """Lengths of the parts: a list that is given, equal ones with a shorter last, or ones."""
+    """Return the lengths of the parts: a given list, equal ones with a shorter last, or ones."""
     given = _constant(node, 1)
     if given is None:
         absent = len(node.inputs) < 2 or node.inputs[1] is None
@@ -243,7 +245,7 @@ def _sizes(node: ir.Node, length: int | None) -> list[int] | None:
 
 
 class _Lengths:
-    """Lengths of axes that no dynamic dimension has a part in; what the file itself says of shapes may be stale."""
+    """Lengths of axes that do not depend on dynamic dimensions; the file's own shapes may be stale."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model, self.geometry = model, Geometry(Facts())
@@ -275,7 +277,7 @@ EVALUATED = frozenset(
         "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softmax",
     )
 )  # fmt: skip
-"""Operators that mix positions, deterministic and cheap to evaluate."""
+"""Operators that mix positions, and are deterministic and cheap to evaluate."""
 MAX_ELEMENTS = 1 << 26
 
 
@@ -296,7 +298,8 @@ def fold_computed_weights(model: ir.Model) -> None:
 
 
 def _foldable(node: ir.Node) -> bool:
-    """Its rule follows a cut of a constant, because it mixes no positions, or it can be evaluated."""
+    """Return whether a node can be evaluated, or has a rule that follows a cut of a constant because it mixes no
+    positions."""
     known = operator_of(node)
     followed = known.elementwise or known.moves or known.of_shape or node.op_type in FOLLOWED
     return node.domain == "" and (bool(followed) or node.op_type in EVALUATED)
@@ -307,7 +310,7 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def _closed(result: ir.Value, cone: frozenset[ir.Node]) -> bool:
-    """Whether only the cone reads its inner values and the constants that a cut could change."""
+    """Return whether only the expression reads its inner values and the constants that a cut could change."""
     if result.is_graph_output():
         return False
     inner = [out for node in cone for out in node.outputs if out is not result]

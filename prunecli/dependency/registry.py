@@ -1,4 +1,5 @@
-"""How an operator takes part: a rule relates the positions of its tensors, a rewrite adapts its attributes to a cut.
+"""The registry of operators: a rule relates the positions of a node's tensors, a rewrite adapts its attributes to a
+cut.
 
     @rule("MyNorm", domain="my.domain")
     def my_norm(ctx):
@@ -63,7 +64,7 @@ rewrite = into_operators(REWRITES)
 
 
 def shapes(*ops: str, domain: str) -> Callable[[ShapeRule], ShapeRule]:
-    """Register how operators that ONNX does not know make shapes: (node, input shapes) -> output shapes.
+    """Register the output shapes of operators that ONNX does not know: (node, input shapes) -> output shapes.
 
     A shape is a tuple of ints, None for an input that is absent and for an output that is not known. The element
     type of the outputs is that of the first input.
@@ -134,11 +135,11 @@ class RuleContext:
         return self.node.outputs[0]
 
     def input(self, index: int) -> ir.Value | None:
-        """Input `index`, or None where the node does not have it."""
+        """Return input `index`, or None where the node does not have it."""
         return self.node.inputs[index] if index < len(self.node.inputs) else None
 
     def output(self, index: int) -> ir.Value | None:
-        """Output `index`, or None where the node does not have it or nobody named it."""
+        """Return output `index`, or None where the node does not have it or it has no name."""
         value = self.node.outputs[index] if index < len(self.node.outputs) else None
         return value if value is not None and is_named(value) else None
 
@@ -149,11 +150,11 @@ class RuleContext:
         return len(self.facts.shapes[value])
 
     def known(self, index: int) -> Array | None:
-        """The content of input `index` where it is a shape computation or a constant."""
+        """Return the content of input `index` where it is a shape computation or a constant."""
         return self.facts.value(self.input(index))
 
     def fixed(self, index: int) -> Array | None:
-        """The content of input `index` where it is known and does not depend on dynamic dimensions."""
+        """Return the content of input `index` where it is known and does not depend on dynamic dimensions."""
         return self.geometry.fixed(self.input(index))
 
     def int(self, name: str, default: int = 0) -> int:
@@ -167,7 +168,7 @@ class RuleContext:
         return self.node.attributes.get_string(name, default)
 
     def dynamic(self, value: ir.Value, index: int) -> bool:  # type: ignore[valid-type]
-        """Whether the length of an axis depends on dynamic dimensions."""
+        """Return whether the length of an axis depends on dynamic dimensions."""
         return self.geometry.is_dynamic(value, index % self.rank(value))
 
     def freeze_if_dynamic(self, value: ir.Value, index: int) -> None:  # type: ignore[valid-type]
@@ -178,7 +179,7 @@ class RuleContext:
     # -- statements -------------------------------------------------------------------------------
 
     def axis(self, value: ir.Value, index: int) -> int:  # type: ignore[valid-type]
-        """The table's name for axis `index` (negative counts from the end) of a value."""
+        """Return the table's name for axis `index` (negative counts from the end) of a value."""
         shape = self.facts.shapes[value]
         index %= len(shape)
         axis = self.table.axis(value, index, shape[index])
@@ -188,19 +189,20 @@ class RuleContext:
         return axis
 
     def tie(self, a: ir.Value | None, i: int, b: ir.Value, j: int) -> None:  # type: ignore[valid-type]
-        """Position p of axis i of a and position p of axis j of b are one. Says nothing where a is absent."""
+        """State that position p of axis i of a and position p of axis j of b are one. No statement where a is
+        absent."""
         if a is not None:
             self.table.tie(self.axis(a, i), self.axis(b, j))
 
     def freeze(self, value: ir.Value | None, reason: str, axis: int | None = None) -> None:  # type: ignore[valid-type]
-        """No position of the axis (of any axis, if None) may be removed."""
+        """State that no position of the axis (of any axis, if None) may be removed."""
         if value is None or value not in self.facts.shapes:
             return
         for index in range(self.rank(value)) if axis is None else (axis,):
             self.table.freeze(self.axis(value, index), reason)
 
     def zero_is_absent(self, value: ir.Value, index: int) -> None:  # type: ignore[valid-type]
-        """A zero at a position of this axis leaves the result as if the position were not there."""
+        """State that a zero at a position of this axis has the same result as its removal."""
         self.axis(value, index)
 
     def freeze_unspoken(self) -> None:
@@ -224,7 +226,7 @@ class RuleContext:
                 self.freeze(value, reason, axis)
 
     def align(self, a: ir.Value, b: ir.Value, skip: Iterable[int] = ()) -> None:  # type: ignore[valid-type]
-        """Two values of one rank: tie all axes but `skip`; freeze those whose lengths differ."""
+        """Tie all axes but `skip` of two values of one rank; freeze those whose lengths differ."""
         left_out = {axis % self.rank(a) for axis in skip}
         for axis in range(self.rank(a)):
             if axis in left_out:
@@ -245,7 +247,7 @@ class RuleContext:
                     self.tie(source, index, out, index + offset)
 
     def reshape(self, source: ir.Value, out: ir.Value) -> None:
-        """Row-major: axes are split and merged; their common factors are tied one to one."""
+        """Split and merge axes in row-major order; their common factors are tied one to one."""
         for group in reshape_groups(self.shape(source), self.shape(out)):
             if group.factors is None:
                 reason = f"{self.node.op_type} splits the axis at no common factor"
@@ -267,12 +269,12 @@ class RuleContext:
             self.table.tie_positions(self.axis(*a), ia, self.axis(*b), ib=ib)
 
     def count(self, macs: float, *axes: int) -> None:  # type: ignore[valid-type]
-        """This node does `macs` multiply-accumulates, proportional to the kept part of each axis."""
+        """State that the node does `macs` multiply-accumulates, proportional to the kept part of each axis."""
         self.work.append(Work(self.node, round(macs), tuple(axes)))
 
     def count_terms(self, *terms: Sequence[int]) -> None:  # type: ignore[valid-type]
-        """Each term of the node's multiply-accumulates, as `operators` has them, is proportional to the kept part of
-        these axes. What has no known number of them counts nothing, as in `count_macs`."""
+        """State the axes to which each term of the node's multiply-accumulates (from `operators`) is proportional. An
+        unknown number counts as nothing, as in `count_macs`."""
         for macs, axes in zip(macs_of(self.node, self.facts.shape) or [0] * len(terms), terms, strict=True):
             self.count(macs, *axes)
 

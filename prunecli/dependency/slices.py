@@ -80,7 +80,8 @@ class WeightSlices:
         return piece.take(array)
 
     def width(self, piece: Slice, gone: Mapping[int, Array]) -> int:
-        """Elements that one position of the piece's axis has, without those that are gone of the others."""
+        """Return the number of elements of one position of the piece's axis, without removed positions of the other
+        axes."""
         tensor = self._values[piece.name].const_value
         assert tensor is not None
         left = [int(size) - len(gone.get(axis, ())) for axis, size in enumerate(tensor.shape.numpy())]
@@ -117,7 +118,7 @@ def _role(weight: Weight | None, axis: int) -> Role:
 
 
 def _matrix_role(layout: Layout, shape: tuple[int, ...], axis: int) -> Role:
-    """Number the positions of the stored axis and see along which canonical axis the numbers vary."""
+    """Number the positions of the stored axis and find the canonical axis along which the numbers vary."""
     labels = (np.arange(shape[axis]) % 251).astype(np.uint8)
     stored = np.broadcast_to(labels.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
     batch, rows, _, cols = (_varies(layout.canonical(stored), i) for i in range(4))

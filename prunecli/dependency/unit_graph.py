@@ -105,7 +105,7 @@ class UnitGraph:
         return out / max(float(out.sum()), np.finfo(float).tiny)
 
     def _heard(self) -> Array:
-        """Whether a path leads from a node to an output."""
+        """Return whether a path leads from a node to an output."""
         from scipy.sparse.csgraph import breadth_first_order
 
         reversed_, found = self.edges.T.tocsr(), np.zeros(self.count, bool)
@@ -153,7 +153,7 @@ class _GraphBuilder:
         self.interface = dict(self._interface())
 
     def _interface(self) -> Iterator[tuple[int, NodeKind]]:
-        """Roots of the axes of inputs, then of outputs, which win."""
+        """Return the roots of the axes of inputs, then of outputs, which take precedence."""
         graph, shapes = self.analysis.model.graph, self.analysis.facts.shapes
         inputs = [value for value in graph.inputs if not value.is_initializer()]
         sides: tuple[tuple[NodeKind, Any], ...] = (("input", inputs), ("output", graph.outputs))
@@ -206,10 +206,10 @@ class _GraphBuilder:
             yield read[real].astype(np.int32), reader[real].astype(np.int32), energy[real]
 
     def _ends(self, makers: Mapping[ir.Node, set[int]], found: Sequence[Edges]) -> Iterator[Edges]:
-        """What layers make and operators without weights end.
+        """Return the values of layers that end in operators without weights.
 
         Args:
-            makers: of layers, the nodes that they make.
+            makers: of layers, the nodes that they compute.
             found: the edges of all layers.
         """
         made = set().union(*makers.values())
@@ -232,7 +232,8 @@ class _GraphBuilder:
         return [set(ids[ids >= 0].tolist()) for ids in nodes]
 
     def _next(self, node: ir.Node, linked: set[int]) -> set[int]:
-        """The first linked nodes that data which leave an operator meet, and outputs of the model without such."""
+        """Return the first linked nodes that data reach after an operator, and outputs of the model reached without
+        such."""
         waiting, seen, found = list(node.outputs), set[ir.Value](), set[int]()
         while waiting:
             value = waiting.pop()
@@ -257,14 +258,14 @@ class _GraphBuilder:
         return self.catalogue.count + len(self.names) - 1
 
     def _scaled(self, weight: Weight) -> Array:
-        """The canonical weight, times the norms of what its columns read."""
+        """Return the canonical weight, times the norms of its columns' inputs."""
         canonical = weight.layout.canonical(self.slices.array(weight.name))
         norms = self.moments.get(weight.name)
         return canonical if norms is None or len(norms) != canonical.shape[3] else canonical * np.sqrt(norms)
 
     def _nodes(self, weight: Weight, side: Literal["out", "in"]) -> Array:
-        """The nodes of the canonical weight's rows or columns, (batch, rows) or (batch, cols); -1: not known. Of
-        several stored axes along which they lie the one that holds units counts."""
+        """Return the nodes of the canonical weight's rows or columns, (batch, rows) or (batch, cols); -1: unknown.
+        Among several stored axes along which they lie, the one that holds units counts."""
         batch, rows, _, cols = weight.layout.canonical_shape
         if side == "in" and (batch > 1 or cols == 1) and (grouped := self._of_groups(weight, batch, cols)) is not None:
             return grouped
@@ -293,7 +294,7 @@ class _GraphBuilder:
         return self._of(self.table.axis(data, 1, groups * cols), groups * cols).reshape(groups, cols)
 
     def _of(self, axis: int, size: int) -> Array:
-        """The nodes of an axis' positions. An axis that no rule spoke about has none."""
+        """Return the nodes of an axis' positions. An axis that no rule has named has none."""
         if axis >= self.known:
             return np.full(size, -1, np.int64)
         atoms = self.components.atoms(axis)

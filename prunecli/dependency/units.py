@@ -74,7 +74,7 @@ class _Run:
 
 
 def find_families(solved: Components) -> list[Family]:
-    """All families: one of the plain components, then one per factor that can be followed."""
+    """Return all families: that of the plain components, then one per factor that can be followed."""
     families = [_plain(solved)]
     index = _product_index(solved)
     done: set[tuple[int, int]] = set()
@@ -95,7 +95,7 @@ def find_families(solved: Components) -> list[Family]:
 
 
 def _plain(solved: Components) -> Family:
-    """Components that no product touches: each is a unit by itself."""
+    """Return components without a product: each is a unit by itself."""
     free = np.ones(solved.count, bool)
     for product in solved.products:
         free[product.whole.ravel()] = False
@@ -129,7 +129,7 @@ def _follow(
 ) -> tuple[_Run, set[tuple[int, int]]]:
     """Follow one factor through every product it reaches; the second result is the factors that slabs lie along.
 
-    The walk ends early where every unit turns out frozen: it is then not closed, and only tells the reason.
+    It ends early where every unit turns out frozen: the result is then not closed, and only gives the reason.
     """
     seed = solved.products[number].factors[factor]
     run = _Run(solved, np.full(solved.count, -1, np.int64), np.arange(len(seed)), dead=np.zeros(len(seed), bool))
@@ -150,7 +150,8 @@ def _follow(
 
 
 def _told_apart(run: _Run, pair: tuple[int, int]) -> bool:
-    """Whether every position of a factor has a unit of its own: following the factor itself would find no more."""
+    """Return whether every position of a factor has a unit of its own: following the factor itself would find no
+    more."""
     factor = run.solved.products[pair[0]].factors[pair[1]]
     labels = run.root(run.label[factor])
     return bool((labels >= 0).all()) and len(np.unique(labels)) == len(np.unique(factor))
@@ -223,7 +224,7 @@ def _family(solved: Components, run: _Run) -> Family:
 
 
 def _worst(reasons: Ints, labels: Ints, count: int) -> Ints:
-    """A unit has the reason of any of its components."""
+    """Return the reason of each unit: that of any of its components."""
     out = np.full(count, -1, np.int64)
     on = reasons >= 0
     np.maximum.at(out, labels[on], reasons[on])

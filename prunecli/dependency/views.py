@@ -22,7 +22,7 @@ class Geometry:
     other: Facts | None = None
 
     def fixed(self, value: ir.Value | None) -> Array | None:
-        """The content of a value where it is known and no dynamic dimension has a part in it."""
+        """Return the content of a value where it is known and independent of dynamic dimensions."""
         known = self.facts.value(value)
         if known is None or value is None or self.other is None or value.const_value is not None:
             return known
@@ -58,7 +58,7 @@ def view_geometry(
 
 
 def single_views(model: ir.Model, inputs: Mapping[str, Shape]) -> Iterator[Facts]:
-    """Facts with one dynamic dimension at 1, each in turn, of those that the model admits: where it broadcasts."""
+    """Return facts with one dynamic dimension at 1, each in turn, where the model accepts that: broadcasting shows."""
     facts = gather_facts(model, inputs)
     names = _names(model, inputs)
     for name in dict.fromkeys(name for dims in names.values() for name in dims if name):
@@ -97,7 +97,7 @@ def _one(model: ir.Model, inputs: Mapping[str, Shape], facts: Facts, name: str) 
 
 
 def _try(model: ir.Model, inputs: Mapping[str, Shape], facts: Facts, factors: Mapping[str, Fraction]) -> Choice | None:
-    """The graph with dimensions stretched, None where nothing changes or the model does not admit it."""
+    """Return the graph with stretched dimensions, None where nothing changes or the model does not accept it."""
     shapes = dict(inputs)
     for value, names in _names(model, inputs).items():
         shapes[value] = tuple(
@@ -115,7 +115,7 @@ def _admitted(facts: Facts, other: Facts) -> bool:
 
 
 def is_fixed(dim: int | ir.SymbolicDim) -> bool:
-    """Some exporters write -1 for a dimension that is free."""
+    """Return whether a dimension is fixed. Some exporters write -1 for a free one."""
     return isinstance(dim, int) and dim >= 0
 
 
@@ -124,7 +124,7 @@ def name_of(dim: int | ir.SymbolicDim) -> str | None:
 
 
 def open_shape(rank: int) -> ir.Shape:
-    """Of an input whose rank the file leaves open: no dimension is fixed."""
+    """Return the shape of an input of unknown rank: no dimension is fixed."""
     return ir.Shape([None] * rank)
 
 
@@ -141,7 +141,8 @@ def _names(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, list[str |
 
 
 def shape_derived(model: ir.Model, facts: Facts) -> set[ir.Value]:
-    """Values whose known content was computed from the shape of some tensor (the head size, a fill as long as X)."""
+    """Return values whose known content was computed from the shape of a tensor (the head size, a fill as long as
+    X)."""
     out: set[ir.Value] = set()
     for node in model.graph:
         if operator_of(node).of_shape or any(v in out for v in node.inputs if v is not None):

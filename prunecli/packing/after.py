@@ -1,4 +1,4 @@
-"""`--pack` of the commands that write zeros: what they make goes through `prune pack` before it appears."""
+"""`--pack` of the commands that write zeros: `prune pack` stores their result before the file appears."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pruned = TypeVar("Pruned")
 
 
 def pack_options(options: Written) -> PackOptions:
-    """How `--pack` of a command stores its file: as `prune pack` does by default."""
+    """Return the options of `--pack`: those of `prune pack` by default."""
     own = {one.name for one in fields(options)} - {"format", "include", "exclude", "report"}
     known = {one.name for one in fields(PackOptions)} & own
     return PackOptions(**{name: getattr(options, name) for name in known})
@@ -29,7 +29,7 @@ def pack_options(options: Written) -> PackOptions:
 
 @dataclass(frozen=True)
 class Small:
-    """What became of the file. `packed` None where nothing would be smaller: then it is stored as it is."""
+    """The packed file. `packed`: None where nothing would be smaller; then it is stored as it is."""
 
     packed: PackResult | None = None
     output: FileRef | None = None
@@ -39,7 +39,7 @@ class Small:
 def packed_after(
     target: Path, options: PackOptions, make: Callable[[Path], Made], progress: Progress
 ) -> tuple[Made, Small]:
-    """What `make(place)` wrote, packed to `target`. `options.output` is not looked at."""
+    """Pack what `make(place)` wrote to `target`. `options.output` is ignored."""
     with Scratch() as folder:
         place = folder / target.name
         made = make(place)
@@ -55,7 +55,7 @@ def packed_after(
 
 
 def with_packed(done: Pruned, small: Small, dry_run: bool) -> Pruned:
-    """The result of a command that prunes, of the file that it became."""
+    """Return the result of a pruning command with the packed file in place of its own."""
     found: Any = done
     after = found.after if small.packed is None else replace(small.packed.after, macs=found.after.macs)
     told = replace(found, output=small.output, after=after, packed=small.packed, notes=[*found.notes, *small.notes],

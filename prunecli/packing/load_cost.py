@@ -1,4 +1,4 @@
-"""How long onnxruntime takes to load a model, and how much memory: in a process of its own, which does nothing else."""
+"""Time and memory that onnxruntime needs to load a model, measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from prunecli.errors import PruneError
 from prunecli.runtime import Session, providers
 
 QUICK = 0.5
-"""Seconds below which loading is repeated twice and the least is taken."""
+"""Seconds below which loading is repeated twice and the least time is taken."""
 
 
 @dataclass(frozen=True)
 class LoadCost:
-    """`seconds` until the session is open; `cpu_seconds`: of the processor, which other programs on the machine change
-    less; `peak_bytes`: most memory in use, less what was in use before (None
-    where the system does not tell)."""
+    """`seconds`: until the session is open. `cpu_seconds`: processor time, which other programs on the machine affect
+    less. `peak_bytes`: most memory in use minus that before loading (None where the system does not report it)."""
 
     seconds: float
     cpu_seconds: float
@@ -28,7 +27,7 @@ class LoadCost:
 
 
 def measure_load(path: Path, provider: str = "cpu", threads: int = 1) -> LoadCost:
-    """Load the model in a fresh process.
+    """Load the model in a new process.
 
     Raises:
         PruneError: it cannot be loaded, or the process was killed, as it is where memory runs out.

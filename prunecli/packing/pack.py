@@ -24,17 +24,17 @@ from prunecli.report.result import ModelResult
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, no_progress
 
 OPSET, OPSET_BFLOAT16 = 11, 13
-"""The least that ScatterElements and CumSum need, and that they need for bfloat16."""
+"""The least opset that ScatterElements and CumSum need, and the one that they need for bfloat16."""
 
 
 class NothingSmaller(PruneError):  # noqa: N818 - a refusal that commands with --pack take as an answer
-    """No tensor would become smaller by as much as was asked for, or the file would not."""
+    """No tensor would shrink by as much as was asked for, or the file would not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackResult(ModelResult):
     """What was packed. `rows`: every float tensor of 1 kB or more. `zstd`: bytes before and after. `loads`: of the
-    dense file and of the packed one. `fidelity`: only for lossy values."""
+    dense file and of the packed one. `fidelity`: for lossy values only."""
 
     command: str
     packing: Json
@@ -103,7 +103,7 @@ def _packed(path: Path, target: Path, options: PackOptions, dense: dict[str, str
 def _planned(
     original: Model, options: PackOptions, dense: dict[str, str], progress: Progress
 ) -> tuple[Model, list[Item]]:
-    """The model, of a new enough opset, and what becomes of its tensors."""
+    """Return the model, at a new enough opset, and the plan for its tensors."""
     if options.plain_zeros:
         drop_signs(original)
     items = plan(original, options, dense, progress=progress)
@@ -120,7 +120,7 @@ def _planned(
 
 
 def _hint(items: Sequence[Item]) -> str:
-    """Why the part of the model that takes most bytes does not get smaller."""
+    """Say why the part of the model with the most bytes does not shrink."""
     weigh = Counter[str]()
     for item in items:
         weigh[item.row.reason] += item.row.dense_bytes
@@ -141,7 +141,8 @@ def _negative(items: Sequence[Item]) -> list[str]:
 
 @dataclass
 class _Saved:
-    """Saves the file of a proof: takes its sizes while it is staged, and proves it. `limit`: bytes that it may take."""
+    """Saves the file of a proof: records its sizes while it is staged, and proves it. `limit`: most bytes of the
+    file."""
 
     before: Totals
     proof: PackProof
@@ -150,7 +151,7 @@ class _Saved:
     zstd: int = 0
 
     def save(self, target: Path, made: Provenance, sparse: frozenset[str] = frozenset()) -> FileRef | None:
-        """What was written; None of a dry run."""
+        """Save the file and return it; None for a dry run."""
         options = self.proof.options
         with written_to(target, options.dry_run) as place:
             saving = SaveOptions(options.external_data, options.force, made, sparse=sparse)

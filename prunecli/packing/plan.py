@@ -1,4 +1,4 @@
-"""Which tensor is packed how."""
+"""Which tensors are packed, and how."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
 from prunecli.types import Progress, Skipped
 
 LEAST = 1024
-"""Bytes below which a tensor is not looked at: a chain takes more than half of that."""
+"""Bytes below which a tensor is not packed: the decoding nodes take more than half of that."""
 COO_ENTRY = 8
 """Bytes of one int64 index."""
 BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
@@ -76,8 +76,8 @@ def information(size: int, nonzero: int, itemsize: int) -> float:
 
 @dataclass
 class Item:
-    """A stored tensor, and how it will be stored. `digest`: equal for equal tensors of one type and shape; `fill`: what
-    its zeros are stored as."""
+    """A stored tensor and its encoding. `digest`: equal for equal tensors of one type and shape. `fill`: the integer
+    that stands for zero."""
 
     holder: Holder
     tensor: ir.TensorProtocol
@@ -88,7 +88,7 @@ class Item:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it is stored otherwise: by a chain (which may be of all values, narrower), or as COO."""
+        """Whether it is stored by decoding nodes (possibly of all values, narrower), or as COO."""
         return self.encoded is not None or self.row.encoding == "coo"
 
 
@@ -120,8 +120,8 @@ def plan(model: Model, options: PackOptions, dense: Mapping[str, str], progress:
 
 
 def _fill(source: Quantised) -> int | Array | None:
-    """What the zeros of a quantised weight in whole bytes are stored as: one integer, or an array that broadcasts to
-    the tensor. None for integers of other types."""
+    """Return what the zeros of a quantised weight in whole bytes are stored as: one integer, or an array that
+    broadcasts to the tensor. None for integers of other types."""
     if source.tensor.dtype not in BYTES:
         return None
     zeros = source.zeros()
@@ -132,7 +132,8 @@ def _fill(source: Quantised) -> int | Array | None:
 
 
 def _taken(model: ir.Model, stored: Sequence[Holder]) -> dict[str, str]:
-    """Tensors of whose chains the last node could not be called as it must be, and why: some node is called that."""
+    """Return tensors whose last decoding node could not get the required name, since another node has it, and that
+    node."""
     own = {n.name for graph in all_graphs(model) for n in graph if (n.name or "").startswith((MARK, HELD))}
     return {h.name: "a node has the name that its chain would have" for h in stored
             if any(name == MARK + h.name or name.startswith(f"{HELD}{h.name}/") for name in own if name)}  # fmt: skip
@@ -153,8 +154,8 @@ def _item(
     fill: int | Array,
     source: Quantised | None = None,
 ) -> Item:
-    """`reason`: why it is not even tried, empty if it is; `inlined`: it lies in a function; `fill`: what is stored for
-    zero; `source`: of a quantised weight."""
+    """Plan one tensor. `reason`: why it is not tried, or empty. `inlined`: it is in a function. `fill`: what zeros are
+    stored as. `source`: of a quantised weight."""
     tensor = holder.tensor
     shape = tuple(tensor.shape.numpy())
     size = tensor.nbytes
@@ -185,7 +186,7 @@ def _item(
 
 
 def _refusal(holder: Holder, dense: Mapping[str, str], options: PackOptions, model: Model) -> str:
-    """Why a tensor is not even tried; empty if it is."""
+    """Return why a tensor is not tried, or empty."""
     name, size = holder.name, holder.tensor.nbytes
     if size < LEAST:
         return "small"
@@ -215,18 +216,19 @@ def drop_signs(model: Model) -> None:
 
 
 def _without_signs(array: Array) -> Array:
-    """Not by adding zero, which changes the bits of signalling NaN."""
+    """Return the array without negative zeros. Adding zero would change the bits of signalling NaN."""
     return np.where(array == 0, array.dtype.type(0), array)
 
 
 def left(items: Iterable[Item]) -> list[Skipped]:
-    """What stays dense and why; small tensors are not worth a line."""
+    """Return the tensors that stay dense, and why; small tensors are left out."""
     return [Skipped(i.row.name, i.row.reason) for i in items if i.row.reason not in ("", "small")]
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A chain and what it computes: a tensor, or several laid end to end; those of one entry are equal."""
+    """A chain of decoding nodes and what it computes: a tensor, or several, concatenated. Those of one entry are
+    equal."""
 
     chain: Op
     source: ChainSource
@@ -238,7 +240,7 @@ class _Unit:
 
 
 def write(model: Model, items: Iterable[Item]) -> None:
-    """Put the chains in place of the tensors of `items` that have one."""
+    """Replace the tensors of `items` by their chains."""
     functions = {id(function.graph) for function in model.ir.functions.values()}
     chosen = [item for item in items if item.encoded is not None]
     names, opset = Names(all_graphs(model.ir)), model.ir.opset_imports.get("", 0)
@@ -274,7 +276,7 @@ def _write(graph: ir.Graph, units: Sequence[_Unit], passes: int, writer: Writer)
 
 
 def _describe(graph: ir.Graph, item: Item, made: ir.Value) -> None:
-    """Say of the value what the file said."""
+    """Copy the file's description of the tensor to the value."""
     value = item.holder.value
     if item.holder.node is not None or is_described(graph, item.row.name):
         made.type, made.shape, made.doc_string = value.type, value.shape, value.doc_string
@@ -282,7 +284,8 @@ def _describe(graph: ir.Graph, item: Item, made: ir.Value) -> None:
 
 
 def _units(items: Sequence[Item]) -> list[_Unit]:
-    """The largest first: they need most on the way, and least is there yet."""
+    """Return the units, the largest first: they need the most memory during encoding, and least is in use at the
+    start."""
     shared = [item for item in items if _shares(item)]
     alone = [_alone(item) for item in items if not _shares(item)]
 
@@ -304,7 +307,7 @@ def _alone(item: Item) -> _Unit:
 
 
 def _together(items: Sequence[Item]) -> Iterator[_Unit]:
-    """Tensors of one type that are stored alike, equal ones once, in as few chains as there may be."""
+    """Group tensors of one type and encoding, equal ones once, into as few chains as possible."""
     equal: dict[str, list[Item]] = {}
     for item in items:
         equal.setdefault(item.digest, []).append(item)

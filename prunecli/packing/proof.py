@@ -1,4 +1,4 @@
-"""What a packed file must pass before it appears: the same tensors, all decoding folded away, the same outputs."""
+"""Checks of a packed file before it appears: the same tensors, all decoding folded away, the same outputs."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class NotFolded(Exception):  # noqa: N818 - caught by `pack`, which leaves these
 
 @dataclass
 class PackProof:
-    """`save` calls it with the staged file. `original`: what the user gave, dense, as a file. It is made before chains
-    take the place of the tensors of `model`, whose tensors it remembers."""
+    """Called by `save` with the staged file. `original`: the user's model, dense, as a file. Created before chains
+    replace the tensors of `model`; it keeps those tensors."""
 
     model: Model
     original: Path
@@ -62,7 +62,7 @@ class PackProof:
     verification: Verification = UNVERIFIED
     fidelity: Fidelity | None = None
     loads: tuple[LoadCost, LoadCost] | None = None
-    """Of the dense file and of the packed one."""
+    """Cost of loading the dense file and the packed one."""
 
     def __post_init__(self) -> None:
         packed = {id(item.holder.value) for item in self.items if item.encoded is not None}
@@ -88,7 +88,7 @@ class PackProof:
         return measure_load(path, self.execution.provider, self.execution.thread_count)
 
     def _check_stored(self, staged: Path) -> None:
-        """Every tensor that the file gives back has the bits it should have, and the nodes are the same."""
+        """Require that every tensor decodes to the expected bits, and that the nodes are unchanged."""
         saved, before = load(staged).ir, self.tensors
         lossy = () if self.asked.values == "exact" else self.packed
         expected = {place: partial(_holds_rounded, before[place].dtype, self.asked.values) for place in lossy}
@@ -97,7 +97,7 @@ class PackProof:
             raise PruneError("internal: packing changed more than weights", REPORT)
 
     def _apart(self) -> None:
-        """The smallest tensor of each encoding is folded, alone in a model of its own, in the last of the passes."""
+        """Fold the smallest tensor of each encoding alone, in a model of its own, in the last pass."""
         why = "it is too large to be run on both sides"
         if self.asked.max_error is not None:
             raise PruneError(f"--max-error cannot be checked: {why}", "leave it out")
@@ -127,7 +127,7 @@ class PackProof:
             raise NotFolded(found)
 
     def _run(self, original: Session, packed: Session) -> None:
-        """Run both files, and measure how far outputs move where values were rounded on purpose."""
+        """Run both files, and measure how far lossy values move the outputs."""
         collector, ran = FidelityCollector(heads=heads_of(self.model.ir.graph)), list[InputShapes]()
         exact = self.asked.values == "exact"
 
@@ -151,7 +151,8 @@ class PackProof:
             self._check_fidelity(collector, proof.runs)
 
     def _cases(self, original: Session, ran: Sequence[InputShapes]) -> Iterator[Case]:
-        """Sizes until the model runs; then more random inputs of those. `ran`: shapes that it has run on by then."""
+        """Yield sizes until the model runs, then more random inputs of those sizes. `ran`: shapes that it has run on so
+        far."""
         usual = concrete_shapes(self.model, self.options.dims).inputs
         yield from spare_cases(original, sizes_to_try(self.model, usual, self.options.dims))
         yield from (random_case(original, ran[0], seed) for seed in range(1, SEEDS) if ran)
@@ -181,7 +182,7 @@ _RAN = "onnxruntime's outputs equal, bit for bit, those of the model, and no dec
 
 
 def alone(item: Item) -> ir.Model:
-    """A model of this tensor only, read by one operator."""
+    """Return a model with only this tensor, read by one operator."""
     assert item.encoded is not None
     at = ir.Value(name="at", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
     shape, kind = ir.Shape(item.row.shape), ir.TensorType(item.tensor.dtype)
@@ -198,7 +199,7 @@ def alone(item: Item) -> ir.Model:
 
 
 def nodes_of(model: ir.Model) -> Counter[tuple[object, ...]]:
-    """Every node but Constants, whatever the order."""
+    """Return every node but Constants, independent of the order."""
     return Counter(
         (number, node.domain, node.op_type, node.name, _names(node.inputs), _names(node.outputs))
         for number, graph in enumerate(all_graphs(model))
@@ -208,7 +209,7 @@ def nodes_of(model: ir.Model) -> Counter[tuple[object, ...]]:
 
 
 def _names(values: Sequence[ir.Value | None]) -> tuple[str, ...]:
-    """Those left out at the end may be written or not: it means the same."""
+    """Return names without trailing empty ones, which may be written or not."""
     names = [(value.name if value is not None else None) or "" for value in values]
     while names and not names[-1]:
         del names[-1]
@@ -220,6 +221,6 @@ def _holds_rounded(dtype: ir.DataType, values: str, original: Array, found: Arra
 
 
 def _ends_chain(node: str, tensor: str) -> bool:
-    """Whether a node of that name ends a chain: with something before it where a function was inlined. onnxruntime
-    renames the outputs where it puts casts behind them."""
+    """Return whether a node of that name ends a chain; inlined functions add a prefix. onnxruntime renames the outputs
+    where it inserts casts after them."""
     return node.endswith(MARK + tensor) or f"{HELD}{tensor}/" in node

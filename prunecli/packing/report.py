@@ -1,4 +1,4 @@
-"""How a packed model reads: as the contract's JSON, and as tables."""
+"""JSON and tables of a packed model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOP = 24
 
 
 def packing_json(found: PackResult) -> Json:
-    """The key `packing`: what was asked for, and the sizes that were reached."""
+    """The key `packing`: the options, and the sizes reached."""
     loads = None
     if found.loads is not None:
         loads = {name: asdict(load) for name, load in zip(("before", "after"), found.loads, strict=True)}
@@ -36,7 +36,7 @@ def packing_json(found: PackResult) -> Json:
 
 
 def limit(rows: Sequence[PackRow]) -> float:
-    """Bytes that the entropy of the masks and the values ask for, over all tensors."""
+    """The entropy of the masks plus the values, in bytes, over all tensors."""
     return sum(row.information for row in rows)
 
 
@@ -81,7 +81,7 @@ def packed_json(found: PackResult | None) -> Json:
 
 
 def packed_sections(found: PackResult | None) -> list[Section]:
-    """What a command with `--pack` tells of it, whose own table has the sizes; nothing where nothing was packed."""
+    """The sections of a command with `--pack`, whose own table has the sizes; empty where nothing was packed."""
     return [] if found is None else [*_packing_sections(found, Level.DETAIL), tensors(found)]
 
 
@@ -114,7 +114,7 @@ def _sizes(found: PackResult) -> Table:
 
 
 def _sizes_note(found: PackResult, rest: int) -> str:
-    """`rest`: bytes of the packed file that are not of the tensors listed."""
+    """`rest`: bytes of the packed file outside the listed tensors."""
     if found.command != "pack" or not found.rows:
         return ""
     each = per_nonzero(found)

@@ -11,7 +11,7 @@ from prunecli.types import Json, LayerRow, Skipped, Totals
 
 SCHEMA = "prunecli/1"
 RECORD = 2048, 0.01
-"""Bytes, and a share of the file, that what is recorded of how a model was made may take."""
+"""Bytes, and share of the file, that the record of how a model was made may take."""
 
 
 def envelope(command: str, seconds: float) -> Json:

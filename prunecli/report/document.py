@@ -1,4 +1,4 @@
-"""What a report says, independent of how it is shown: a title and a list of sections."""
+"""The content of a report, independent of its form: a title and a list of sections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARKS = {
     ".md": "<!-- report of prunecli -->",
     ".html": '<meta name="generator" content="prunecli">',
 }
-"""What a report of each suffix has among its first characters, so that nothing else is taken for one and replaced."""
+"""First characters of a report, by suffix, so that only reports are replaced."""
 
 
 class Level(IntEnum):

@@ -1,4 +1,5 @@
-"""Names of a model in little space: the common beginning goes, and of the rest so much that all stay different."""
+"""Names of a model in little space: the common prefix is dropped, and the rest shortened while all names stay
+different."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ from itertools import takewhile
 
 SEPARATORS = "/.:"
 SHORTEST_PREFIX = 4
-"""Letters; to leave out fewer is not worth a line that says so."""
+"""Least letters of a common prefix that is dropped."""
 
 
 def common_beginning(names: Sequence[str]) -> str:
-    """What all names begin with, up to a separator; empty where that is short, or one of the names is no more."""
+    """Return the common prefix of all names, up to a separator; empty if it is short, or one of the names."""
     distinct = set(names)
     if len(distinct) < 2:
         return ""
@@ -22,8 +23,8 @@ def common_beginning(names: Sequence[str]) -> str:
 
 
 def shortened(names: Sequence[str], width: int) -> list[str] | None:
-    """The names in at most `width` letters, cut in the middle, two different ones never alike; None where no place of
-    the cut achieves that."""
+    """Return the names in at most `width` letters, cut in the middle, all different; None where no place of the cut
+    achieves that."""
     distinct = list(dict.fromkeys(names))
     if all(len(name) <= width for name in distinct):
         return list(names)
@@ -40,7 +41,7 @@ def shortened(names: Sequence[str], width: int) -> list[str] | None:
 
 
 def _one_by_one(names: Sequence[str], width: int) -> list[str]:
-    """Cut each name where no other text is met; a shorter list where there is no such place."""
+    """Cut each name where it differs from all others; return a shorter list where there is no such place."""
     used = {name for name in names if len(name) <= width}
     texts: list[str] = []
     for name in names:
@@ -64,7 +65,7 @@ def cut(name: str, width: int, tail: int) -> str:
 
 
 def _tails(width: int) -> Iterator[int]:
-    """Lengths of what stays behind the cut: three fifths, where layers' names differ most, then all others."""
+    """Yield lengths of the part after the cut: three fifths first, where layers' names differ most, then all others."""
     usual = (width - 1) * 3 // 5
     yield from sorted(range(width), key=lambda tail: abs(tail - usual))
 
@@ -76,5 +77,5 @@ def least_width(names: Sequence[str], least: int) -> int:
 
 
 def in_about(names: Sequence[str], width: int) -> list[str]:
-    """The names in `width` letters, or in as few more as keep them different."""
+    """Return the names in `width` letters, or in as few more as keep them different."""
     return shortened(names, max(width, least_width(names, width))) or list(names)

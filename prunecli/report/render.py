@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 UNLIMITED = 100_000
 PIPED = 120
-"""Columns of a table where no terminal says how wide it is."""
+"""Columns of a table where no terminal limits the width."""
 MORE = 4
-"""Titles of sections that are named, not shown."""
+"""Most titles of hidden sections that are listed."""
 _MIN_NAME, _MIN_TEXT = 16, 24
 _GAP = 2
 _TONES = {"plain": "", "good": "green", "warning": "yellow", "dim": "dim"}
@@ -122,7 +122,7 @@ def _render_table(console: Console, table: Table, width: int, complete: bool) ->
 
 
 def top_rows(table: Table) -> Sequence[int]:
-    """The rows a terminal shows, in reading order."""
+    """Return the rows that a terminal shows, in reading order."""
     if table.top is None or len(table.rows) <= table.top:
         return range(len(table.rows))
     titles = [column.title for column in table.columns]
@@ -135,7 +135,7 @@ def top_rows(table: Table) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class FittedTable:
-    """A table as a terminal shows it. `left_out`: sentences on what is not shown."""
+    """A table as a terminal shows it. `left_out`: sentences about omitted parts."""
 
     columns: list[Column]
     texts: list[list[str]]
@@ -177,8 +177,8 @@ def _widths(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
 
 
 def _least(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
-    """The widths below which a column is no longer worth reading: numbers and graphs in full, names as long as they
-    stay different, texts in lines of a few words."""
+    """Return the least readable widths: numbers and graphs in full, names as long as they stay different, texts in
+    lines of a few words."""
     least = []
     for column, own, width in zip(columns, cells, _widths(columns, cells), strict=True):
         if column.form == "name":

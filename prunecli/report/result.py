@@ -1,4 +1,4 @@
-"""The base classes of results: what reports may ask of any of them."""
+"""The base classes of results: what reports may read of any of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunecli.types import FileRef, Json, Totals, Verification
 
 
 class Reported:
-    """A result is data. How it reads is said by `to_json` and `to_document` of a module beside its own, `reporter`."""
+    """A result is data. `to_json` and `to_document` are functions of the module `reporter` of its room."""
 
     reporter: ClassVar[str] = "report"
 
@@ -32,10 +32,9 @@ def _module(result: Reported) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult(Reported):
-    """What every result says that tells of one model before and after.
+    """The common fields of results about one model before and after.
 
-    `output` is None where nothing was written, as in a dry run; `plan` is the file of what was decided, if one was
-    saved.
+    `output` is None where nothing was written, as in a dry run. `plan` is the file of the decision, if one was saved.
     """
 
     model: FileRef

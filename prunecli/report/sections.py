@@ -1,4 +1,4 @@
-"""Sections that the reports of commands share: sizes, what was removed, noted, proved and written."""
+"""Sections that reports of commands share: sizes, removed parts, notes, proofs, files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prunecli.report.result import ModelResult
 from prunecli.types import Totals, Verification
 
 MOST = 30
-"""More distributions than that are not drawn: the largest layers' are."""
+"""Most distributions that are drawn, those of the largest layers."""
 ASSUMED = 4
-"""Sizes that are named."""
+"""Most sizes that are named."""
 KEPT, ZEROED, REMOVED = "kept", "zeroed", "removed"
 
 
@@ -45,7 +45,8 @@ def size_table(
     columns: tuple[str, str] = ("before", "after"),
     top: Sequence[Sequence[Cell]] = (),
 ) -> Table:
-    """Sizes before and after, and what remains of each. `top`, `more`: rows of the same four cells above and below."""
+    """Sizes before and after, and the remaining fraction of each. `top`, `more`: rows of the same four cells above and
+    below."""
     rows = []
     for name, title in SIZES.items():
         old, new = getattr(before, name), getattr(after, name)
@@ -66,7 +67,7 @@ def at_sizes(found: Totals) -> str:
 
 
 def size_bars(before: Totals, after: Totals) -> Section:
-    """What remains of each size."""
+    """The remaining fraction of each size."""
     sizes = [(title, getattr(before, name), getattr(after, name)) for name, title in SIZES.items()]
     known = [(title, new / old) for title, old, new in sizes if old and new is not None]
     names, left = [title for title, _ in known], [share for _, share in known]
@@ -89,7 +90,8 @@ def subordinate(section: Section) -> Section:
 
 
 def removed_of(before: Totals, after: Totals) -> str:
-    """`48.6 % of 269,034 parameters and 50.2 % of 40.6 M multiply-accumulates`: what went, and of how much."""
+    """Return `48.6 % of 269,034 parameters and 50.2 % of 40.6 M multiply-accumulates`: the removed fraction of each
+    size."""
     parts = []
     for name in ("params", "macs"):
         old, new = getattr(before, name), getattr(after, name)
@@ -105,8 +107,8 @@ def warnings(notes: Iterable[str]) -> list[Section]:
 
 
 def proof_text(proof: Verification, measured: str = "", **words: tuple[str, Tone]) -> Text:
-    """What was proved, or why nothing was. `measured` is put in brackets; `words`: what a kind of proof is called, and
-    its tone, where that is not the usual."""
+    """What was proved, or why nothing was. `measured` is added in brackets; `words`: names and tones of kinds of proof,
+    where not the usual ones."""
     if proof.kind == "none":
         return Text(f"not proved: {proof.detail}", "warning")
     usual: dict[str, tuple[str, Tone]] = {"exact": ("proved", "good"), "approximate": ("approximate", "warning")}
@@ -115,7 +117,7 @@ def proof_text(proof: Verification, measured: str = "", **words: tuple[str, Tone
 
 
 def written(found: ModelResult) -> Iterator[Section]:
-    """Where the model and the plan are."""
+    """The files of the model and of the plan."""
     if found.output is not None:
         yield Text(f"written: {found.output.path}", "good")
     if found.plan is not None:

@@ -1,1 +1,1 @@
-"""Carrying out decisions: zeroing weights, and proving that nothing else changed."""
+"""The verifier: proofs that a result computes what a reference does, and that stored tensors are as decided."""

@@ -1,4 +1,4 @@
-"""Values compared to the bit: the outputs of two models, and the tensors that two files store."""
+"""Bitwise comparison: the outputs of two models, and the tensors that two files store."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from prunecli.types import Progress
 Place = tuple[int, str]
 """The number of a graph, and the name of a tensor in it."""
 Holds = Callable[[Array, Array], bool]
-"""holds(original, found): whether the values that were found are what the original's must have become."""
+"""holds(original, found): whether `found` is what `original` was to become."""
 
 
 def pieces_of(array: Array, itemsize: int = 0) -> Iterator[Array]:
-    """Cache-sized stretches, of as many elements as one of `itemsize` has."""
+    """Yield cache-sized slices of an array with elements of `itemsize` bytes."""
     flat, step = array.reshape(-1), CHUNK_BYTES // (itemsize or array.itemsize)
     return (flat[start : start + step] for start in range(0, flat.size, step))
 
@@ -35,7 +35,7 @@ def same_bits(left: Array, right: Array) -> bool:
 
 
 def same_outputs(left: Any, right: Any) -> bool:
-    """Whether two results of a run are the same to the bit: arrays, sequences or maps of them, or nothing."""
+    """Return whether two results of a run are bitwise the same: arrays, sequences or maps of them, or nothing."""
     if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
         alike = left.dtype == right.dtype and left.shape == right.shape
         if not alike or left.dtype == object:
@@ -61,8 +61,8 @@ def check_tensors(
     hint: str,
     progress: Progress,
 ) -> None:
-    """Compare every stored tensor of a saved model with that of the original. `expected`: those that became something
-    else; all others must have the same bits. One tensor of each side is in memory at a time.
+    """Compare every stored tensor of a saved model with that of the original. `expected`: the changed tensors; all
+    others must have the same bits. One tensor of each side is in memory at a time.
 
     Raises:
         PruneError: a tensor is missing, new, or not what it must be.
@@ -79,7 +79,7 @@ def check_tensors(
 
 
 def same_tensor(source: ir.TensorProtocol, saved: ir.TensorProtocol, holds: Holds = same_bits) -> bool:
-    """Whether `saved` has the type and shape of `source`, and values that hold."""
+    """Return whether `saved` has the type and shape of `source`, and values for which `holds` is true."""
     if source.dtype != saved.dtype or source.shape != saved.shape:
         return False
     if source.dtype == ir.DataType.STRING:

@@ -1,4 +1,4 @@
-"""The inner values of two models, compared in the order of the graph: where a difference begins."""
+"""Compare the inner values of two models in the order of the graph, to find where a difference begins."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from prunecli.verify.outline import of_shapes
 from prunecli.verify.tolerance import Feed, Outputs, differences
 
 PORTION = 1 << 28
-"""Bytes of intermediate values that are held at once, of each side."""
+"""Most bytes of intermediate values that are held at once, of each side."""
 LOOSER = 10.0
-"""An intermediate value is told as different beyond so many times what an output is allowed."""
+"""Factor between the tolerance of an intermediate value and that of an output."""
 
 
 @dataclass(frozen=True)
 class InnerValues:
-    """What a result at `staged` and its reference compute on the way to their outputs.
+    """The inner values of a result at `staged` and of its reference.
 
-    `reference` is serialised, as are the models that `nudged` makes: versions of it that differ by rounding, which show
-    its noise. `aligned(name, value)`: a value of the reference as the result should have it. `shapes`: of all values
-    of the reference, at the usual sizes of its inputs; `floats`: names of those to compare. `relative`: as of outputs.
-    `given`: what the result is fed where the reference is fed something.
+    `reference` is serialised, as are the models that `nudged` makes: versions that differ by rounding, which measure
+    its noise. `aligned(name, value)`: a value of the reference as the result should have it. `shapes`: of all values of
+    the reference, at the usual sizes of its inputs. `floats`: names of the values to compare. `relative`: tolerance of
+    outputs. `given`: the result's feed for a feed of the reference.
     """
 
     staged: Path
@@ -67,7 +67,8 @@ class InnerValues:
         return {n: node for node in graph.node for n in node.output if n in theirs and n not in shapes}
 
     def _problems(self, names: Sequence[str], feed: Feed) -> dict[str, str]:
-        """What differs, by value, in the order of `names`. The noise of the reference is measured where it matters."""
+        """Return the differences by value, in the order of `names`. The noise of the reference is measured where a
+        value differs."""
         got = _values(self.staged, names, self.given(feed))
         wanted = self._wanted(self.reference, names, feed)
         unsure = [name for name in names if self._differs(got[name], wanted[name], ())]
@@ -79,7 +80,8 @@ class InnerValues:
         return {name: self.aligned(name, value) for name, value in _values(model, names, feed).items()}
 
     def _differs(self, got: Any, wanted: Any, others: Sequence[Any]) -> str:
-        """Where shapes differ an axis was cut that a plan cannot list: its length depends on dynamic dimensions."""
+        """Return how two values differ. Where shapes differ, an axis of dynamic length was cut, which a plan cannot
+        list."""
         arrays = isinstance(got, np.ndarray) and isinstance(wanted, np.ndarray)
         if not arrays or got.shape != wanted.shape:
             return ""
@@ -89,7 +91,7 @@ class InnerValues:
         return "" if found.agrees else f"by {found.error:.2g} at a scale of {found.scale:.2g}"
 
     def _portions(self, names: Sequence[str], feed: Feed) -> Iterator[list[str]]:
-        """The values in their order, so many at a time as fit into the memory that one look may take."""
+        """Yield the values in their order, as many at a time as fit into PORTION."""
         usual = sum(math.prod(self.shapes.get(name, ())) for name in feed)
         times = max(sum(np.size(value) for value in feed.values()) / max(usual, 1), 1.0)
         portion, held = list[str](), 0.0

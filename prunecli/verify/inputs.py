@@ -1,4 +1,4 @@
-"""Inputs on which a model runs: what a proof compares two models on, whatever sizes were assumed before.
+"""Inputs on which two models are compared, whatever sizes were assumed before.
 
 Sizes that nobody stated are tried in turn: those assumed, common ones, and those that the model's own tables and shape
 constants allow (77 positions; 197, which is 14 x 14 patches of 16 pixels and one token more: 224 pixels).
@@ -32,10 +32,10 @@ COMMON = (64, 8, 224, 128, 32, 512, 4, 2, 1, 256, 384, 1024, 1536, 4096)
 BATCHES = (1, 2, 4, 8, 16, 32)
 LONGEST = 4096
 SHAPE_CONSTANT = 16
-"""Integer vectors up to so many elements may be target shapes."""
+"""Most elements of an integer vector that may be a target shape."""
 MOST_TRIES = 200
 LARGEST_INPUT = 1 << 22
-"""Elements of all inputs together, for sizes that nobody asked for."""
+"""Most elements of all inputs together, for sizes that nobody asked for."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Case:
 
 
 class TakesInputs(Protocol):
-    """What random inputs are made for: a session, or the description of a model that is too large to be opened."""
+    """A model that random inputs are made for: a session, or the description of a model that is too large to open."""
 
     def random_inputs(self, *, seed: int, shapes: InputShapes) -> Feed: ...
 
@@ -77,13 +77,13 @@ def random_case(session: TakesInputs, shapes: InputShapes, seed: int = 0, spare:
 
 
 def spare_cases(session: TakesInputs, sizes: Iterable[InputShapes], seed: int = 0) -> Iterator[Case]:
-    """Random inputs of each of the sizes, to be tried until the model runs on one."""
+    """Yield random inputs of each of the sizes, which are tried until the model runs."""
     return (random_case(session, shapes, seed, spare=True) for shapes in sizes)
 
 
 def sizes_to_try(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputShapes]:
-    """`shapes`, then others: every free size but the batch alike, other batches, each free size by itself. What `dims`
-    states stays."""
+    """Yield `shapes`, then others: every free size but the batch alike, other batches, each free size by itself. Sizes
+    stated by `dims` do not change."""
     return islice(_distinct(_variants(model, shapes, dims)), MOST_TRIES)
 
 
@@ -109,7 +109,7 @@ def _variants(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputSh
 
 
 def _free(specs: Sequence[InputSpec], dims: Dims) -> tuple[list[Key], list[Key]]:
-    """Sizes that nobody stated: batches, and others."""
+    """Return the sizes that nobody stated: batches, and others."""
     found: dict[Key, bool] = {}
     computed = _computed(specs)
     for spec in specs:
@@ -123,13 +123,13 @@ def _free(specs: Sequence[InputSpec], dims: Dims) -> tuple[list[Key], list[Key]]
 
 
 def _computed(specs: Iterable[InputSpec]) -> set[str]:
-    """Dimensions that are sums, products, ... of others, and so no sizes of their own."""
+    """Return dimensions that are expressions of others, and so not free."""
     names = {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
     return {name for name in names if evaluate(name, dict.fromkeys(names - {name}, 1)) is not None}
 
 
 def _at(specs: Sequence[InputSpec], base: InputShapes, dims: Dims, sizes: Mapping[Key, int]) -> InputShapes:
-    """`base` with some free sizes changed, and what is computed from them."""
+    """Return `base` with some free sizes changed, and the expressions of them recomputed."""
     computed = _computed(specs)
     known = {
         dim: size
@@ -151,8 +151,8 @@ def _at(specs: Sequence[InputSpec], base: InputShapes, dims: Dims, sizes: Mappin
 
 
 def _fitting(model: Model) -> Iterator[int]:
-    """Sizes that tables and target shapes suggest: their own, and the pixels whose patches, with or without a token
-    more, they count."""
+    """Return sizes that tables and target shapes suggest: their own lengths, and the pixels of that many patches, with
+    or without one more token."""
     strides = {max(integers(node, "strides") or (1,)) for graph in all_graphs(model.ir) for node in graph
                if operator_of(node).kernel == "sliding"}  # fmt: skip
     sizes: dict[int, None] = {}

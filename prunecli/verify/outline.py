@@ -1,4 +1,4 @@
-"""What a model file says apart from the values of its weights: to show that only those changed."""
+"""The content of a model file without the values of its weights, to show that only those changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunecli.model.protos import bodies, graphs, graphs_in, nodes, normalise
 OWN = "prunecli."
 """Prefix of the metadata that saving adds."""
 FREE_INITIALIZERS = 4
-"""The IR version since which an initializer need not be listed as an input; it changed nothing else."""
+"""The IR version since which an initializer need not be listed as an input."""
 _VALUES = {"value", "sparse_value", "value_float", "value_floats"}
 """Attributes in which a Constant may hold a tensor of floats: saving may turn one into another."""
 _DATA = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
@@ -26,8 +26,8 @@ Part = TypeVar("Part", bound=Message)
 
 
 def outline(path: Path) -> bytes:
-    """A digest of the model without the values of initializers and constants: equal for files that differ in
-    those, in metadata of this program, or in an order that has no meaning. Names, shapes, types remain."""
+    """Return a digest of the model without the values of initializers and constants: equal for files that differ only
+    in those, in metadata of this program, or in an order without meaning. Names, shapes and types are included."""
     model = read_proto(path)
     model.DiscardUnknownFields()
     normalise(model)
@@ -50,7 +50,7 @@ def outline(path: Path) -> bytes:
 
 
 def _arrange(parts: Any, key: Callable[[Any], Any], keep: Callable[[Any], bool] = lambda part: True) -> None:
-    """Sort a repeated field, without what is not to be kept."""
+    """Sort a repeated field, and drop the entries that do not count."""
     chosen = sorted((_copy(part) for part in parts if keep(part)), key=key)
     del parts[:]
     parts.extend(chosen)
@@ -63,7 +63,7 @@ def _copy(part: Part) -> Part:
 
 
 def _plain_graph(graph: onnx.GraphProto) -> None:
-    """Initializers by name, type and shape, whether they are stored densely or not, each once."""
+    """List initializers by name, type and shape, dense or sparse alike, each once."""
     for sparse in graph.sparse_initializer:
         dense = graph.initializer.add()
         dense.CopyFrom(sparse.values)
@@ -83,7 +83,7 @@ def _without_values(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def _plain_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
-    """The tensor of a Constant is a weight, perhaps; those of other operators stay, in one form."""
+    """Bring the tensor of an attribute into one form; that of a Constant may be a weight and is left out."""
     if node.op_type == "Constant" and attribute.name in _VALUES and not attribute.ref_attr_name:
         attribute.Clear()
         attribute.name = "value"
@@ -99,7 +99,8 @@ def _plain_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> No
 
 
 def free_initializers(model: onnx.ModelProto) -> None:
-    """List initializers as inputs no more where the IR version had them so: they were constants all the same."""
+    """Remove initializers from the inputs where the IR version required them to be listed: they were constants
+    anyway."""
     if model.ir_version < FREE_INITIALIZERS:
         stored = {tensor.name for tensor in model.graph.initializer}
         _arrange(model.graph.input, lambda info: 0, lambda info: info.name not in stored)
@@ -107,7 +108,7 @@ def free_initializers(model: onnx.ModelProto) -> None:
 
 
 def drop_unnamed(model: onnx.ModelProto) -> None:
-    """Leave out unnamed outputs at the end of a node, as onnx-ir does when it writes. onnxruntime, unless it fuses the
+    """Remove unnamed outputs at the end of a node, as onnx-ir does when it writes. onnxruntime, unless it fuses the
     node, crashes on those of a BatchNormalization."""
     for node in nodes(model):
         while node.output and not node.output[-1]:
@@ -115,7 +116,7 @@ def drop_unnamed(model: onnx.ModelProto) -> None:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """The values that a node reads, those that the bodies in its attributes take from outside included."""
+    """Return the values that a node reads, including those that bodies in its attributes read from outside."""
     found = [name for name in node.input if name]
     for body in graphs_in(node.attribute):
         own = {info.name for info in body.input} | {t.name for t in body.initializer}
@@ -126,7 +127,7 @@ def reads(node: onnx.NodeProto) -> list[str]:
 
 
 def of_shapes(nodes: Iterable[onnx.NodeProto], constants: Iterable[str]) -> set[str]:
-    """Values computed from the shapes of others and from constants: they mean nothing until they meet data."""
+    """Return values computed from the shapes of others and from constants: they only matter where they meet data."""
     fixed, found = set(constants), set[str]()
     for node in nodes:
         read = {name for name in node.input if name}

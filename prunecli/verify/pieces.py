@@ -1,7 +1,8 @@
-"""A model in pieces: parts of its graph between values that are all that later parts read of earlier ones.
+"""A model in pieces: parts of its graph between boundaries of values, through which all later parts depend on earlier
+ones.
 
-Two models that agree on every piece, each run on what the reference yields before it, agree as a whole. So models of
-any size are compared with one piece of each in memory.
+Two models that agree on every piece, each given the reference's values at its start, agree as a whole. So models of any
+size are compared with one piece of each in memory.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from prunecli.verify.tolerance import Feed
 
 Shape = tuple[int, ...]
 PIECE = 64 << 20
-"""Bytes of weights that a piece has at most, where boundaries that serve allow it."""
+"""Bytes of weights that a piece has at most, where usable boundaries allow it."""
 LARGEST = (1 << 31) - (1 << 26)
-"""Bytes of weights that a piece may have; protobuf ends at 2 GiB."""
+"""Most bytes of weights of a piece; protobuf ends at 2 GiB."""
 
 
 Boundary = tuple[str, ...]
-"""The computed values that what comes after a place in a graph reads of what comes before it."""
+"""The computed values before a place in a graph that the nodes after it read."""
 
 
 @dataclass(frozen=True)
 class ValueTypes:
-    """What is known of the values of a model, by name: ONNX element types, and shapes, of which the rank counts."""
+    """Types and shapes of a model's values, by name: ONNX element types, and shapes, of which only the rank is used."""
 
     dtypes: Mapping[str, int]
     shapes: Mapping[str, Shape]
@@ -52,7 +53,7 @@ class ValueTypes:
 
 @dataclass(frozen=True)
 class Outlined:
-    """A model file without its weights, whose nodes are in an order in which they can be run."""
+    """A model file without its weights, with nodes in an order in which they can be run."""
 
     model: onnx.ModelProto
     nodes: Sequence[onnx.NodeProto]
@@ -69,12 +70,12 @@ class Outlined:
 
     @cached_property
     def bytes_of(self) -> dict[str, int]:
-        """By initializer."""
+        """Bytes by initializer."""
         return {t.name: max(t.ByteSize(), value_bytes(t)) for t in self.model.graph.initializer}
 
     @cached_property
     def fixed(self) -> set[str]:
-        """Initializers, and values computed of constants alone: every piece that reads them has its own."""
+        """Initializers, and values computed from constants alone: every piece that reads them has its own."""
         found = set(self.bytes_of) | {sparse.values.name for sparse in self.model.graph.sparse_initializer}
         for node in self.nodes:
             read = [name for name in reads(node) if name]
@@ -96,7 +97,8 @@ class Outlined:
         return of_shapes(self.nodes, self.fixed)
 
     def behind(self, wanted: Iterable[str], given: Collection[str]) -> list[int]:
-        """Numbers of the nodes that compute the wanted values from the given ones, constants, and graph inputs."""
+        """Return the numbers of the nodes that compute the wanted values from the given ones, constants, and graph
+        inputs."""
         pending, found = [name for name in wanted if name not in given], set[int]()
         while pending:
             number = self.producers.get(pending.pop())
@@ -106,7 +108,8 @@ class Outlined:
         return sorted(found)
 
     def part(self, given: Collection[str], wanted: Sequence[str], types: ValueTypes) -> onnx.ModelProto:
-        """The model that computes the wanted values from the given ones; its weights lie where they are.
+        """Return the model that computes the wanted values from the given ones; its weights refer to the original
+        files.
 
         Raises:
             UnprovedError: it has more weights than one file can hold.
@@ -131,7 +134,7 @@ class Outlined:
         return result
 
     def has(self, name: str) -> bool:
-        """Whether it computes or takes a value of this name."""
+        """Return whether it computes or takes a value of this name."""
         return name in self.producers or name in self.inputs or name in self.outputs
 
 
@@ -151,11 +154,11 @@ class ModelPiece:
 
     @cached_property
     def wanted(self) -> list[str]:
-        """What the original computes here."""
+        """The values that the original computes in this piece."""
         return [name for name in self.after if name not in self.given]
 
     def is_compared(self, name: str) -> bool:
-        """Whether both sides must agree on it: an output, or data that both have."""
+        """Return whether both sides must agree on a value: an output, or data that both have."""
         return name in self.outputs or (self._is_data(name) and self.result.has(name))
 
     def _is_data(self, name: str) -> bool:
@@ -163,7 +166,7 @@ class ModelPiece:
 
     @cached_property
     def parts(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-        """Without weights: both sides, each of what it computes here."""
+        """Both sides without weights, each computing its values of this piece."""
         theirs = [name for name in self.wanted if self.result.has(name)]
         return self.original.part(self.given, self.wanted, self.types), self.result.part(self.given, theirs, self.types)
 
@@ -197,8 +200,8 @@ class ModelPieces:
 
 
 class Handed(dict[str, Any]):
-    """The inputs of one case, and the values at a boundary: those of the reference, and `own`, as the result has
-    them. What is computed from shapes, and what is not rounded, the result computes for itself throughout."""
+    """The inputs of one case, and the values at a boundary: those of the reference, and `own`, those of the result. The
+    result computes shape computations and unrounded values itself throughout."""
 
     def __init__(self, reference: Feed, label: str, required: bool = False, own: Feed | None = None) -> None:
         super().__init__(reference)
@@ -206,14 +209,15 @@ class Handed(dict[str, Any]):
         self.own = reference if own is None else own
 
     def case(self, piece: ModelPiece) -> Case:
-        """On what each side of a piece takes."""
+        """Return the inputs of each side of a piece."""
         mine, theirs = ({info.name for info in part.graph.input} for part in piece.parts)
         taken = {name: value for name, value in self.items() if name in mine}
         feed = Handed(taken, self.label, self.required, own={n: v for n, v in self.own.items() if n in theirs})
         return Case(self.label, lambda: feed, self.required)
 
     def after(self, piece: ModelPiece, wanted: Feed, got: Feed, aligned: Callable[[str, Any], Any]) -> Handed:
-        """At the boundary behind a piece. `wanted` and `got`: what reference and result computed in it."""
+        """Return the values at the boundary after a piece. `wanted` and `got`: what reference and result computed in
+        it."""
         given = {*piece.after, *piece.original.inputs}
         planned = {name: aligned(name, value) for name, value in wanted.items() if piece.is_compared(name)}
         handed = {n: v for n, v in planned.items() if n in got and np.shape(v) == np.shape(got[n])}
@@ -223,16 +227,15 @@ class Handed(dict[str, Any]):
 
 
 def own(feed: Feed) -> Feed:
-    """What the result is given where the reference is given `feed`."""
+    """Return the result's feed for a feed of the reference."""
     return feed.own if isinstance(feed, Handed) else feed
 
 
 def divide(original: Outlined, other: Outlined, types: ValueTypes) -> list[Boundary]:
-    """Boundaries at which both models can be divided, from that behind the inputs to that of the outputs.
+    """Return boundaries at which both models can be divided, from the inputs to the outputs.
 
-    Those places in the order of the original's nodes serve behind which only tensors are alive that both models have
-    under the same names, except for what is computed from shapes. Of the places in the second half of a piece, the one
-    with the fewest such values is taken.
+    A place in the order of the original's nodes is usable where both models have all live tensors under the same names,
+    except shape computations. Among places in the second half of a piece, the one with the fewest live values is taken.
     """
     boundaries: list[Boundary] = [()]
     weights, alive = _own_weights(original), list(_alive(original))
@@ -258,7 +261,7 @@ def _serves(alive: Sequence[str], original: Outlined, other: Outlined, types: Va
 
 
 def _own_weights(model: Outlined) -> list[set[str]]:
-    """Per node, the initializers that it reads, directly or by way of constants computed of them."""
+    """Return, per node, the initializers that it reads, directly or through constants computed from them."""
     behind: dict[str, set[str]] = {name: {name} for name in model.bytes_of}
     out = []
     for node in model.nodes:
@@ -270,7 +273,7 @@ def _own_weights(model: Outlined) -> list[set[str]]:
 
 
 def _alive(model: Outlined) -> Iterator[list[str]]:
-    """After each node, the computed values that later ones read, or that are outputs."""
+    """Yield, after each node, the computed values that later nodes read, or that are outputs."""
     last = {name: len(model.nodes) for name in model.outputs}
     for number, node in enumerate(model.nodes):
         for name in reads(node):
@@ -285,7 +288,7 @@ def _alive(model: Outlined) -> Iterator[list[str]]:
 
 
 def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes, each after those whose values it reads."""
+    """Return the nodes, each after those whose values it reads."""
     waiting = {name for node in graph.node for name in node.output if name}
     out, pending = [], list(graph.node)
     while pending:
@@ -303,7 +306,7 @@ def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def value_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of the elements of a tensor, wherever they lie, one element to a byte at least."""
+    """Return the bytes of the elements of a tensor, wherever they are stored, at least one byte per element."""
     size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize if tensor.data_type else 0
     for length in tensor.dims:
         size *= length

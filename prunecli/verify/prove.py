@@ -1,8 +1,8 @@
 """The proof of a result: it computes what a reference does, on the same inputs, within a tolerance.
 
-Zeroing, cutting, packing and training differ in the reference (masked weights, positions forced to zero, the dense
-file, the training graph), in the tolerance and its reason, and in what they demand beside agreement. How both sides
-are run, what counts as a proof and what is said where there is none is the same for all of them, and is here.
+Zeroing, cutting, packing and training differ in the reference (masked weights, positions set to zero, the dense file,
+the training graph), in the tolerance and its reason, and in what they require beside agreement. Running both sides,
+deciding what counts as a proof, and the messages are the same for all, and are here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prunecli.verify.tolerance import (
 )
 
 RUN_UP_TO = 512 << 20
-"""Bytes of model files up to which both sides are run where the comparison of stored tensors is a proof already."""
+"""Bytes of model files up to which both sides are run although comparing the stored tensors is already a proof."""
 T = TypeVar("T")
 
 
@@ -46,9 +46,9 @@ class Agreement:
 class Claim:
     """What is to be proved: `result` computes what `reference` does.
 
-    `original` is what the user gave, and `given` what messages call it: inputs on which it fails prove nothing, but if
-    the reference alone fails, the reference is wrong. Where the reference is the original itself, `original` is None.
-    `names` are those of the result and of the reference in messages, `hint` says what to do about a wrong result.
+    `original` is the user's model, and `given` its name in messages: inputs on which it fails prove nothing, but if the
+    reference alone fails, the reference is wrong. Where the reference is the original itself, `original` is None.
+    `names` are those of the result and of the reference in messages; `hint` says what to do about a wrong result.
     `locate` says where a difference begins. `demand` is called with every agreement; it raises PruneError for a result
     that is wrong all the same, and InconclusiveError for an agreement that means nothing.
     """
@@ -65,7 +65,7 @@ class Claim:
 
 
 class NothingRanError(UnprovedError):
-    """On none of the inputs both sides ran."""
+    """No case ran on both sides."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Proof:
     differences: Sequence[Difference]
 
     def verification(self, detail: str, kind: Literal["exact", "approximate"] = "exact") -> Verification:
-        """The proof as results tell of it."""
+        """Return the proof as the `verification` of a result."""
         largest = max((one.error for one in self.differences), default=0.0)
         relative = max((one.relative for one in self.differences), default=0.0)
         return Verification(kind, largest, relative, samples=self.runs, detail=detail)
@@ -108,7 +108,7 @@ def prove(claim: Claim, cases: Iterable[Case], progress: Progress = no_progress)
 
 
 def _nothing_ran(given: str, problem: PruneError | None) -> NothingRanError:
-    """`problem`: what was said to the first case."""
+    """Return the error; `problem`: that of the first case."""
     if isinstance(problem, NoNumbersError):
         return NothingRanError(f"{given} makes no sense: {problem.message}",
                                "look for NaN or infinite weights with `prune inspect`")  # fmt: skip
@@ -141,7 +141,7 @@ def _compared(claim: Claim, case: Case) -> Sequence[Difference]:
 
 
 def _run_reference(claim: Claim, feed: Feed) -> Outputs:
-    """The reference's outputs; where it fails, the original must fail, too."""
+    """Return the reference's outputs; where it fails, the original must fail, too."""
     try:
         return claim.reference.run(feed)
     except (OutOfMemoryError, TimedOutError):
@@ -169,7 +169,7 @@ def _refusal(claim: Claim, label: str, feed: Feed, wrong: Difference) -> PruneEr
 
 
 def open_original(start: Callable[[], T]) -> T:
-    """Open what the user gave.
+    """Open the user's model.
 
     Raises:
         UnprovedError: onnxruntime refuses it.

@@ -1,4 +1,4 @@
-"""How far two computations of the same thing may lie apart, and why."""
+"""How far the results of two computations may differ, and why."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from prunecli.verify.compare import same_outputs
 Feed = Mapping[str, Any]
 Outputs = Mapping[str, Any]
 RELATIVE = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
-"""Of the largest element, by the coarsest type a model computes in: some 80 units in the last place of float32,
-4 of float16 (onnxruntime computes most of it in float32)."""
+"""Relative to the largest element, by the coarsest type that a model computes in: about 80 units in the last place of
+float32, 4 of float16 (onnxruntime computes most of it in float32)."""
 OF_NOISE = 8.0
-"""Times the measured rounding noise: a sample of a few runs does not show the largest there is."""
+"""Factor on the measured rounding noise: a few runs do not show the largest."""
 HOPELESS = 0.1
-"""A result of which rounding alone changes such a part of its scale proves nothing."""
+"""Noise, relative to the scale, from which a result proves nothing."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One result of two runs. `error`: largest absolute difference, infinite where the kinds differ (shape,
-    type, not a number); `scale`: largest element; `allowed`: what the tolerance explains; `hopeless`: that is too
-    much for agreement to mean anything; `mismatch`: shape, type or number of elements differ."""
+    """The difference of one result. `error`: largest absolute difference, infinite where the kinds differ (shape, type,
+    not a number). `scale`: largest element. `allowed`: what the tolerance explains. `hopeless`: too much noise for
+    agreement to mean anything. `mismatch`: shape, type or number of elements differ."""
 
     name: str
     error: float
@@ -51,13 +51,13 @@ class Difference:
 
 
 class Runs(Protocol):
-    """One side of a comparison: a session, or what stands for one."""
+    """One side of a comparison: a session, or an equivalent."""
 
     def run(self, feed: Feed) -> Outputs: ...
 
 
 class InconclusiveError(PruneError):
-    """What the original does with some inputs neither proves nor refutes anything."""
+    """The case neither proves nor refutes anything."""
 
 
 class NoNumbersError(InconclusiveError):
@@ -68,20 +68,20 @@ class NoNumbersError(InconclusiveError):
 
 
 class RandomOutputsError(UnprovedError):
-    """The reference yields something else each time it is run."""
+    """The reference yields different outputs each time it is run."""
 
     def __init__(self) -> None:
         super().__init__("its outputs are random and cannot be compared")
 
 
 class Tolerance(Protocol):
-    """When the outputs of two models count as the same. `reason`: why so much may differ and no more."""
+    """When the outputs of two models count as equal. `reason`: why they may differ that far, and no further."""
 
     @property
     def reason(self) -> str: ...
 
     def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
-        """The difference of every output; `reference` yielded `wanted` for `feed` and can be run again.
+        """Return the difference of every output. `reference` yielded `wanted` for `feed` and can be run again.
 
         Raises:
             RandomOutputsError: it yields something else then.
@@ -175,13 +175,13 @@ def differences(
 
 
 def tells(outputs: Mapping[str, Any]) -> bool:
-    """Whether outputs can prove anything: of those that are floating-point, some element is a finite number."""
+    """Return whether outputs can prove anything: if some are floating-point, one of their elements is finite."""
     floats = [leaf for value in outputs.values() for leaf in _leaves(value) if is_float(leaf) and leaf.size]
     return not floats or any(bool(np.isfinite(leaf.astype(np.float64)).any()) for leaf in floats)
 
 
 def _leaves(value: Any) -> Iterator[Array]:
-    """The arrays in a result: tensors, sequences and maps of them."""
+    """Yield the arrays in a result: tensors, and those in sequences and maps."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from _leaves(item)
@@ -211,7 +211,7 @@ def _compare(name: str, got: Array, wanted: Array, others: Sequence[Array], rela
 
 
 def is_float(array: Array) -> bool:
-    """Whether elements can be rounded; numpy does not count bfloat16 among its own."""
+    """Return whether elements are floating-point; numpy does not count bfloat16 as such."""
     return array.dtype.kind == "f" or "float" in array.dtype.name
 
 
@@ -233,7 +233,7 @@ def distance(got: Array, wanted: Array) -> float:
 # -- how much rounding a model computes with --------------------------------------------------------------
 
 SMALL = 16
-"""Vectors up to so many elements may be geometry rather than weights."""
+"""Most elements of a vector that may be geometry rather than weights."""
 _NAMES = {
     TensorProto.DOUBLE: "float64", TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
@@ -241,7 +241,7 @@ _NAMES = {
 
 
 def relative_of(path: Path) -> float:
-    """The allowance for the coarsest type that a model stores or takes."""
+    """Return the tolerance for the coarsest type that a model stores or takes."""
     model = onnx.load(str(path), load_external_data=False, format="protobuf")
     stored = {t.data_type for graph in graphs(model) for t in graph.initializer}
     stored |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
@@ -250,7 +250,7 @@ def relative_of(path: Path) -> float:
 
 
 def nudged(model: bytes, seed: int) -> bytes:
-    """Every weight one unit up or down; not exponents, or the scales of a Resize."""
+    """Return the model with every weight moved one unit up or down; not exponents, or the scales of a Resize."""
     out, rng = onnx.load_from_string(model), np.random.default_rng(seed)
     constants = (n.attribute[0].t for n in out.graph.node if n.op_type == "Constant" and n.attribute[0].HasField("t"))
     for tensor in (*out.graph.initializer, *constants):

@@ -135,7 +135,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def start(floor: float) -> None:
         def run(self: CutTimer, model: ir.Model) -> Speedup:
-            whole = work_of(onnx.load(self.subject.file.path))
+            whole = work_of(onnx.load(self.cuttable.file.path))
             return gain(floor + (1 - floor) * work_of(ir.to_proto(model)) / whole)
 
         def layer_times(self: CutTimer, removed: Any) -> list[dict[str, float]]:

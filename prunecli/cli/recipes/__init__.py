@@ -1,1 +1,1 @@
-"""`prune run`: read a recipe, settle what its steps refer to, check it, carry it out, or print it."""
+"""`prune run`: read a recipe, resolve the references of its steps, check it, run it, or print it."""

@@ -1,4 +1,4 @@
-"""A recipe is planned: which file every step reads and writes, and its command line."""
+"""Plan a recipe: the files that every step reads and writes, and its command line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from prunecli.files import WRITTEN, named, same
 
 _RELATIVE = "paths are relative to the recipe"
 OutputKind = Literal["kept", "default", "temporary", "none"]
-"""What a step writes: a file of the name that it gives, a file of the command's default name, a file that is removed
-when the run ends, or none."""
+"""What a step writes: the file that it names, a file of the command's default name, a temporary file, or none."""
 
 
 CommandNamed = Callable[[str], Any]

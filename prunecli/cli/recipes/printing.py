@@ -1,4 +1,4 @@
-"""`--print-recipe`: a command line, or a recipe with all that bears on it, as the text of a recipe."""
+"""`--print-recipe`: a command line, or a recipe with all defaults, as the text of a recipe."""
 
 from __future__ import annotations
 

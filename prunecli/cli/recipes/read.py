@@ -1,4 +1,4 @@
-"""A recipe file is read: steps with the settings in effect, every name checked against the commands' options."""
+"""Read a recipe file: steps with their effective settings, every name checked against the commands' options."""
 
 from __future__ import annotations
 

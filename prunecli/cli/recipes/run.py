@@ -101,7 +101,7 @@ def _carry_out(planned: PlannedStep, waiting: StepRun, drawn: bool) -> tuple[Ste
 
 
 def _pass_on(model: Path, target: Path) -> None:
-    """Later steps take the model as it is where a step had nothing to change in it."""
+    """Let later steps read the input of a step that changed nothing."""
     from prunecli.model import load, save
 
     save(load(model), target)
