@@ -1,4 +1,4 @@
-"""Types of arrays, whatever their shape, and the digest of their content."""
+"""Types of arrays, whatever their shape, their positions, and the digest of their content."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def without(array: Array, removed: Mapping[int, Array]) -> Array:
+    """Return the array without the removed positions of each axis."""
+    for axis, positions in removed.items():
+        array = np.delete(array, positions, axis)
+    return array
 
 
 def content_digest(arrays: Mapping[str, Any], head: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, without
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.edit import HINT, View
 from prunecli.dependency.edit import NodeCut as NodeCut
@@ -175,7 +175,7 @@ def _slice_constants(cut: NodeCut) -> None:
             shape = list(tensor.shape.numpy())
             for axis, gone in axes.items():
                 shape[axis] = len(np.delete(np.arange(shape[axis]), gone))
-            value.const_value = pending(tensor, partial(_without, axes), tuple(shape), name=value.name or "")
+            value.const_value = pending(tensor, partial(_sliced, axes), tuple(shape), name=value.name or "")
             value.shape = ir.Shape(shape)
             if tensor.nbytes < LAZY:
                 value.const_value = in_memory(value.const_value)
@@ -183,10 +183,8 @@ def _slice_constants(cut: NodeCut) -> None:
             know_constant(view.after, value)
 
 
-def _without(axes: Mapping[int, Array], array: Array) -> Array:
-    for axis, gone in axes.items():
-        array = np.delete(array, gone, axis)
-    return np.ascontiguousarray(array)
+def _sliced(removed: Mapping[int, Array], array: Array) -> Array:
+    return np.ascontiguousarray(without(array, removed))
 
 
 def _unplanned(cut: NodeCut, node: ir.Node) -> str:
@@ -232,7 +230,7 @@ def _changed(cut: NodeCut, value: ir.Value | None) -> bool:
         if old.shape != cut.before(value):  # positions of a merged dynamic axis are known in the first view only
             if view.after.shapes.get(value) != cut.shape(value, number):
                 return True
-        elif new is None or not same_content(new, _less(cut, value, old)):
+        elif new is None or not same_content(new, without(old, cut.removed.get(value.name or "", {}))):
             return True
     return False
 
@@ -242,13 +240,7 @@ def _wanted(cut: NodeCut, value: ir.Value, content: Array | None) -> Array | Non
     gone = cut.removed.get(value.name or "", {})
     if content is None or any(content.shape[axis] != cut.before(value)[axis] for axis in gone):
         return None
-    return _less(cut, value, content)
-
-
-def _less(cut: NodeCut, value: ir.Value, content: Array) -> Array:
-    for axis, gone in cut.removed.get(value.name or "", {}).items():
-        content = np.delete(content, gone, axis)
-    return content
+    return without(content, gone)
 
 
 def _restate_shapes(cut: NodeCut) -> None:

@@ -32,7 +32,7 @@ from prunecli.dependency.atoms import AtomTable, Ints
 from prunecli.dependency.views import Geometry
 from prunecli.model.shape_inference import Facts, Shape
 from prunecli.operators import amend, macs_of
-from prunecli.operators.operator import ShapeRule
+from prunecli.operators.operator import ShapeRule, input_of
 from prunecli.registry import into_operators
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class RuleContext:
 
     def input(self, index: int) -> ir.Value | None:
         """Return input `index`, or None where the node does not have it."""
-        return self.node.inputs[index] if index < len(self.node.inputs) else None
+        return input_of(self.node, index)
 
     def output(self, index: int) -> ir.Value | None:
         """Return output `index`, or None where the node does not have it or it has no name."""

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, without
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.model import Model, find_weights
 from prunecli.model.constants import behind
@@ -73,11 +73,8 @@ class WeightSlices:
         """The slices of a piece, (units, width) float64, without the positions that are gone of its other axes.
 
         The weight itself is read as it is stored: it may be large."""
-        array = self._folded(piece.name)
-        for axis, positions in (gone or {}).items():
-            if axis != piece.axis:
-                array = np.delete(array, positions, axis)
-        return piece.take(array)
+        others = {axis: positions for axis, positions in (gone or {}).items() if axis != piece.axis}
+        return piece.take(without(self._folded(piece.name), others))
 
     def width(self, piece: Slice, gone: Mapping[int, Array]) -> int:
         """Return the number of elements of one position of the piece's axis, without removed positions of the other

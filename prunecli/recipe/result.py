@@ -38,13 +38,23 @@ class GateLine:
 
 
 @dataclass(frozen=True)
-class StepRun:
-    """A step, planned or run. `reads`: the model that it works on, as the recipe calls it. `writes`: the model that it
-    writes, "temporary", or None. `result`: of its command; a command may report and then fail."""
+class NamedStep:
+    """A step of a recipe and the place where it begins."""
 
     name: str
     command: str
     place: Place
+
+    @property
+    def title(self) -> str:
+        return self.name if self.name == self.command else f"{self.name} ({self.command})"
+
+
+@dataclass(frozen=True)
+class StepRun(NamedStep):
+    """A step, planned or run. `reads`: the model that it works on, as the recipe calls it. `writes`: the model that it
+    writes, "temporary", or None. `result`: of its command; a command may report and then fail."""
+
     values: Sequence[Value]
     reads: str
     writes: str | None
@@ -53,10 +63,6 @@ class StepRun:
     result: Reported | None = None
     gates: Sequence[GateLine] = ()
     error: str = ""
-
-    @property
-    def title(self) -> str:
-        return self.name if self.name == self.command else f"{self.name} ({self.command})"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, without
 from prunecli.calibration.fitted import LayerJournal, StoredLayer
 from prunecli.calibration.gradients import OutputError, looked_at
 from prunecli.calibration.grams import Equations, Picker, batches_read
@@ -269,12 +269,10 @@ class _Pair:
 
     def kept(self, name: str, batch: int) -> Array:
         """A value of the original without the removed positions."""
-        array = self.original.read(name, batch)
-        for axis, gone in self.removed.get(name, {}).items():
-            if len(gone) and gone[-1] >= array.shape[axis]:
-                raise _UnlikeError
-            array = np.delete(array, gone, axis)
-        return array
+        array, removed = self.original.read(name, batch), self.removed.get(name, {})
+        if any(len(gone) and gone[-1] >= array.shape[axis] for axis, gone in removed.items()):
+            raise _UnlikeError
+        return without(array, removed)
 
     def is_same(self, layer: LinearLayer, before: LinearLayer) -> bool:
         """Whether what the layer reads, and what is added to it, is to rounding what the original has."""

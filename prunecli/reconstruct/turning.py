@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, without
 from prunecli.calibration.grams import Picker
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Store, Walk
@@ -523,9 +523,9 @@ def turn(original: ir.Model, cut: ir.Model, removed: Positions, data: Calibratio
     for name in out.changed:
         before, after, now = (_stored(model, name) for model in (original, out.model, cut))
         gone = removed.get(name, {})
-        if before is None or after is None or now is None or not np.array_equal(now, _less(before, gone)):
+        if before is None or after is None or now is None or not np.array_equal(now, without(before, gone)):
             return TurnedModel(original)
-        changes[name] = _less(after, gone)
+        changes[name] = without(after, gone)
     for name, array in changes.items():
         refill(cut.graph.initializers[name], array)
     return out
@@ -534,10 +534,3 @@ def turn(original: ir.Model, cut: ir.Model, removed: Positions, data: Calibratio
 def _stored(model: ir.Model, name: str) -> Array | None:
     value = model.graph.initializers.get(name)
     return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def _less(array: Array, gone: Mapping[int, Array]) -> Array:
-    """Without positions, by axis."""
-    for axis, positions in gone.items():
-        array = np.delete(array, positions, axis)
-    return array

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, without
 from prunecli.model.protos import graphs
 from prunecli.model.tensors import FLOATS
 from prunecli.verify.outline import drop_unnamed, free_initializers
@@ -72,9 +72,7 @@ class Forced:
 
     def less(self, name: str, value: Any) -> Any:
         """Return the value without the removed positions."""
-        for axis, gone in self.positions.get(name, {}).items():
-            value = np.delete(value, gone, axis)
-        return value
+        return without(value, self.positions.get(name, {}))
 
     def is_listed(self, name: str) -> bool:
         stands = name in self.zeros or name in self.zero_points

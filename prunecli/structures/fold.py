@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, without
 from prunecli.calibration.gaussian import ChannelMoments, channel_moments, read_moments, taps_of, variance_of
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.reconstruct.refit import LayerFit
@@ -49,9 +49,7 @@ def _kept(old: LinearLayer, layer: LinearLayer, removed: Mapping[str, Mapping[in
     shape[axis] = old.shape[axis]
     labels = np.broadcast_to(np.arange(old.shape[axis]).reshape(shape), old.shape)
     stored = old.weight.layout.restore(np.ascontiguousarray(labels))
-    for where, positions in removed.get(old.weight.holder.name, {}).items():
-        stored = np.delete(stored, positions, where)
-    found = layer.weight.layout.canonical(stored)
+    found = layer.weight.layout.canonical(without(stored, removed.get(old.weight.holder.name, {})))
     return np.asarray(found[0, :, 0, 0] if axis == 1 else found[0, 0, 0, :])
 
 

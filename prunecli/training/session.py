@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, without
 from prunecli.autodiff import DifferentiationOptions as GradientOptions
 from prunecli.autodiff import GradientModel, differentiate
 from prunecli.autodiff.losses import MeanSquaredError
@@ -194,14 +194,7 @@ class _Imitation:
             return {}
         own = [self.runner.outputs.get(name, name) for name in names]
         told = self.session.run(self.runner.feed(dict(feed)), own)
-        return {name: _restricted(told[its], self.removed.get(name, {})) for name, its in zip(names, own, strict=True)}
-
-
-def _restricted(value: Array, removed: Mapping[int, Array]) -> Array:
-    """Return a value without the removed positions."""
-    for axis, gone in removed.items():
-        value = np.delete(value, gone, axis)
-    return value
+        return {name: without(told[its], self.removed.get(name, {})) for name, its in zip(names, own, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from prunecli.cli.settings import (
     settings_in,
 )
 from prunecli.errors import PruneError, did_you_mean
+from prunecli.recipe.result import NamedStep
 from prunecli.recipe.toml import Place, Toml, read_toml, value_of
 
 TABLES = ("data", "defaults", "step")
@@ -36,18 +37,11 @@ _EXAMPLE = 'begin a step with [[step]] and command = "magnitude"'
 
 
 @dataclass(frozen=True)
-class RecipeStep:
+class RecipeStep(NamedStep):
     """A step. `settings`: those in effect, of the step, [defaults], pyproject.toml and --set. `place`: where it
     begins."""
 
-    name: str
-    command: str
-    place: Place
     settings: Settings
-
-    @property
-    def title(self) -> str:
-        return self.name if self.name == self.command else f"{self.name} ({self.command})"
 
 
 @dataclass(frozen=True)
