@@ -23,6 +23,7 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.model.constants import behind
+from prunecli.operators import operator_of
 
 Function = Callable[..., Array]
 ALIKE = 0.8
@@ -82,7 +83,11 @@ def channel_moments(work: ir.Model) -> dict[str, ChannelMoments]:
     Args:
         work: in working form.
     """
-    layers = {layer.node: layer for layer in refittable(work)[0] if layer.shape[0] == 1 or layer.node.op_type == "Conv"}
+    layers = {
+        layer.node: layer
+        for layer in refittable(work)[0]
+        if layer.shape[0] == 1 or operator_of(layer.node).kernel == "sliding"
+    }
     found: dict[str, _Carried] = {}
     for value in work.graph.inputs:
         if value.shape is not None and len(value.shape) > 1 and isinstance(value.shape[1], int):

@@ -253,7 +253,7 @@ class Restatement:
         for node in self.graph:
             makers = [value.producer() if value is not None else None for value in node.inputs[:3]]
             known = [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
-            if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(known) == 3:
+            if operator_of(node).bias == 2 and len(known) == 3:
                 self.products[known[2]] = tuple(v for v in (known[0].inputs[1], known[1].inputs[1]) if v is not None)
 
     def visit(self, node: ir.Node) -> None:

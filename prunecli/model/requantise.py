@@ -13,6 +13,7 @@ from prunecli.arrays import Array
 from prunecli.model.floating import FloatingForm, RealTensor
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.model.quantised import Quantised
+from prunecli.operators import operator_of
 from prunecli.operators.attributes import number
 from prunecli.storage.stored import stored
 
@@ -160,9 +161,10 @@ class _Writer:
         """As int32 by the product of the scales, which integer kernels take for granted."""
         graph, name = self.model.graph, f"{node.outputs[0].name}.bias"
         integers = add_constant(graph, name, np.rint(array / scale).clip(-(2**31), 2**31 - 1).astype(np.int32))
-        if node.op_type in BIAS:
-            node.resize_inputs(max(len(node.inputs), BIAS[node.op_type] + 1))
-            node.replace_input_with(BIAS[node.op_type], integers)
+        known = operator_of(node)
+        if known.quantised and known.bias is not None:
+            node.resize_inputs(max(len(node.inputs), known.bias + 1))
+            node.replace_input_with(known.bias, integers)
             return
         scale = scale.astype(np.float32) if scale.size > 1 else scale.astype(np.float32).reshape(())
         read = ir.node("DequantizeLinear", [integers, add_constant(graph, f"{name}_scale", scale)], {"axis": 0})
@@ -177,23 +179,22 @@ class _Writer:
 
 LARGEST = 2.0**30
 """Of an int32 bias: half of what there is, so that a sum of products has room beside it."""
-BIAS = {"QLinearConv": 8, "QGemm": 6}
-"""Which input the bias of an integer operator is."""
 
 
 def _is_float(node: ir.Node) -> bool:
     """Whether a layer reads its weight in floating point, as it is stored."""
-    return node.op_type in ("Conv", "ConvTranspose", "Gemm") and stored(node.inputs[1]) is not None
+    return operator_of(node).bias == 2 and stored(node.inputs[1]) is not None
 
 
 def _bias_scales(node: ir.Node) -> tuple[ir.Value, ...]:
     """The scales of the data and the weight of a layer that takes an int32 bias by their product; none of others."""
-    if node.op_type in BIAS:
+    known = operator_of(node)
+    if known.quantised and known.bias is not None:
         found = [node.inputs[1], node.inputs[4]]
     else:
         makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
-        known = [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
-        found = [maker.inputs[1] for maker in known] if node.op_type == "Conv" else []
+        readers = [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
+        found = [reader.inputs[1] for reader in readers] if known.kernel == "sliding" else []
     return tuple(value for value in found if value is not None and stored(value) is not None)
 
 

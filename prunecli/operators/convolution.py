@@ -250,7 +250,7 @@ CONV_TRANSPOSE = Operator(
     bias=2,
     kernel="transposed",
 )
-QLINEAR_CONV = Operator(macs=_macs(3), demand=_demand(3, _channels), quantised=True)
+QLINEAR_CONV = Operator(macs=_macs(3), demand=_demand(3, _channels), bias=8, quantised=True)
 
 register(CONV, "Conv")
 register(CONV_TRANSPOSE, "ConvTranspose")

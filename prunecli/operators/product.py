@@ -149,7 +149,7 @@ register(
     domain=MICROSOFT,
 )
 register(Operator(role=_gemm_role), "GemmFastGelu", domain=MICROSOFT)
-register(Operator(macs=_gemm_macs, shapes=_qgemm_shapes, quantised=True), "QGemm", domain=MICROSOFT)
+register(Operator(macs=_gemm_macs, shapes=_qgemm_shapes, bias=6, quantised=True), "QGemm", domain=MICROSOFT)
 
 
 # -- MatMul: A (..., M, K) times B (..., K, N); the fused forms may transpose either operand ----

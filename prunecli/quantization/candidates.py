@@ -21,6 +21,7 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
 from prunecli.model import Model, load
 from prunecli.model.graphs import add_constant
+from prunecli.operators import operator_of
 from prunecli.quantization.ranges import Range
 from prunecli.quantization.stored import Form, IntegerGraph, StoredWeight, weights_alone
 from prunecli.runtime import QuantisedGraph, Session
@@ -260,7 +261,7 @@ def _drop_zero(integers: ir.Value) -> None:
     """Remove a zero point of 0, the default of DequantizeLinear. The weight of a matrix product keeps it: without it
     onnxruntime finds no integer kernel."""
     for node, index in list(integers.uses()):
-        if any(use.node.op_type not in ("Conv", "ConvTranspose") and use.idx < 2 for use in node.outputs[0].uses()):
+        if any(operator_of(use.node).kernel is None and use.idx < 2 for use in node.outputs[0].uses()):
             continue
         zero = node.inputs[2] if node.op_type == "DequantizeLinear" and index == 0 and len(node.inputs) > 2 else None
         if zero is not None and zero.const_value is not None and not zero.const_value.numpy().any():

@@ -24,6 +24,7 @@ from prunecli.model.copies import plain_path
 from prunecli.model.floating import is_quantised
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
+from prunecli.operators.operator import named
 from prunecli.options.sizes import at_data
 from prunecli.quantization.candidates import TOOL, Candidate, CandidateEvaluator, GraphBuilder, made_small
 from prunecli.quantization.fitting import FITTED, NEAREST, QuantisedLayer, fit_graph, round_graph
@@ -327,7 +328,7 @@ def _float_weights(work: Quantisation, best: Candidate) -> list[str]:
         return []
     ops = Counter(weight.op for weight in left)
     readers = some([f"{count} of {op}" for op, count in ops.most_common()])
-    other = "" if work.options.form == "qdq" or "Conv" not in ops else (
+    other = "" if work.options.form == "qdq" or ops.keys().isdisjoint(named(lambda operator: operator.kernel)) else (
         f"; --format {work.options.form} is of products of matrices, --format qdq of convolutions, too")  # fmt: skip
     names = some([weight.name for weight in left])
     return [f"{100 * share:.1f} % of the weights stay in floating point ({readers}: {names}){other}"]

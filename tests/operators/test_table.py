@@ -185,6 +185,8 @@ FACTS: list[tuple[str, Any, set[str]]] = [
     ("kernel", "transposed", {"ConvTranspose"}),
     ("bias", 2, {"Conv", f"{MS}:FusedConv", "ConvTranspose", "Gemm"}),
     ("bias", 3, {"LSTM", "GRU", "RNN"}),
+    ("bias", 6, {f"{MS}:QGemm"}),
+    ("bias", 8, {"QLinearConv"}),
     ("blocked", True, {"Conv"}),
     ("elementwise", "first", FIRST),
     ("elementwise", "all", ALL),
