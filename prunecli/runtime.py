@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
+import math
 import os
 import re
 import sys
@@ -207,9 +209,7 @@ class Session:
     def _limited(self) -> Iterator[Any]:
         """Run options that end a run at the limit, and its errors as ours."""
         seconds, options = run_limit(), _onnxruntime().RunOptions()
-        watch = threading.Timer(seconds, setattr, (options, "terminate", True))
-        watch.daemon = True
-        watch.start()
+        run = _DEADLINES.begin(options, seconds)
         try:
             with _translated(f"onnxruntime cannot run {self._label}", _RUN_HINT):
                 yield options
@@ -221,7 +221,7 @@ class Session:
                 ) from error
             raise
         finally:
-            watch.cancel()
+            _DEADLINES.end(run)
 
     def _check_names(self, feed: Feed) -> None:
         wanted = [s.name for s in self.inputs]
@@ -281,6 +281,54 @@ def _multiplier() -> Any:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     return Session.open(model.SerializeToString())._raw
+
+
+class _Deadlines:
+    """Terminates runs that take too long. One thread watches all of them and sleeps until the first is due: a thread
+    for each would take longer than the run of a small model."""
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        self._due: dict[int, tuple[float, Any]] = {}
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._wakes = math.inf
+
+    def begin(self, options: Any, seconds: float) -> int:
+        """Watch a run that begins now. Returns its number, for `end`."""
+        due, number = time.monotonic() + seconds, next(self._numbers)
+        with self._change:
+            self._due[number] = due, options
+            if self._thread is None or not self._thread.is_alive():
+                self._wakes = due
+                self._thread = threading.Thread(target=self._watch, name="deadlines of runs", daemon=True)
+                self._thread.start()
+            elif due < self._wakes:
+                self._change.notify()
+        return number
+
+    def end(self, number: int) -> None:
+        """Stop watching a run."""
+        with self._change:
+            self._due.pop(number, None)
+
+    def _watch(self) -> None:
+        """The thread ends at the first deadline at which nothing runs."""
+        with self._change:
+            while self._due:
+                now = time.monotonic()
+                for number, (due, options) in list(self._due.items()):
+                    if due <= now:
+                        options.terminate = True
+                        del self._due[number]
+                self._wakes = min((due for due, _ in self._due.values()), default=now)
+                self._change.wait(self._wakes - now)
+            self._thread = None
+
+
+_DEADLINES = _Deadlines()
+if hasattr(os, "register_at_fork"):  # a child has neither the thread nor the runs
+    os.register_at_fork(after_in_child=_DEADLINES.__init__)  # type: ignore[misc]
 
 
 def run_limit() -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from prunecli import runtime
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.model.external_data import read_proto
@@ -165,6 +168,22 @@ def test_a_run_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     result = np.zeros_like(X)
     with pytest.raises(TimedOutError):
         Session.open(path).bind({"x": X}, {"y": result})()
+
+
+def test_one_thread_ends_the_runs_that_are_due() -> None:
+    """A short limit after a long one wakes the thread, a run that ended is left alone, and the next one is watched, too."""
+    watch, runs = runtime._Deadlines(), [SimpleNamespace(terminate=False) for _ in range(4)]
+    watch.begin(runs[0], 600)
+    watch.end(watch.begin(runs[1], 0.01))
+    thread = watch._thread
+    for late in runs[2:]:
+        watch.begin(late, 0.01)
+        for _ in range(1000):
+            if late.terminate:
+                break
+            time.sleep(0.01)
+    assert watch._thread is thread
+    assert [run.terminate for run in runs] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
