@@ -202,11 +202,11 @@ def _precision(entries: Sequence[Entry], place: int) -> float:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):  # the library tells what it does
         wanted.createIndex()
-        judge = COCOeval(wanted, wanted.loadRes(found), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return float(judge.stats[place])
+        coco = COCOeval(wanted, wanted.loadRes(found), "bbox")
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
+    return float(coco.stats[place])
 
 
 def _sized(corners: Array) -> list[float]:

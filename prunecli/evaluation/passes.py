@@ -248,13 +248,13 @@ class EvaluationPass:
         if BASELINE not in self.entries:
             return {}
         found = {}
-        for name, judge in self.asked.of_samples.items():
+        for name, metric in self.asked.of_samples.items():
             start = time.perf_counter()
-            each = isinstance(judge.figure(self.entries[MODEL][name]), np.ndarray)
+            each = isinstance(metric.figure(self.entries[MODEL][name]), np.ndarray)
             if not each and 2 * BLOCKS * (time.perf_counter() - start) > LONGEST:
                 continue
-            model, base = (judge.parts(self.entries[role][name], self.labels, progress) for role in (MODEL, BASELINE))
-            found[name] = judge.compare(model, base)
+            model, base = (metric.parts(self.entries[role][name], self.labels, progress) for role in (MODEL, BASELINE))
+            found[name] = metric.compare(model, base)
         return {name: each for name, each in found.items() if each is not None}
 
     @property

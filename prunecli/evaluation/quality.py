@@ -110,7 +110,7 @@ def precision(p: Predictions, average: Average) -> float | None:
     several labels per sample these are the classes, and what is absent is none."""
     from sklearn.metrics import precision_score
 
-    return float(precision_score(*p.judged, average=average, zero_division=0))
+    return float(precision_score(*p.for_sklearn, average=average, zero_division=0))
 
 
 @metric("recall")
@@ -118,7 +118,7 @@ def recall(p: Predictions, average: Average) -> float | None:
     """Per class, the fraction of its samples found; averaged."""
     from sklearn.metrics import recall_score
 
-    return float(recall_score(*p.judged, average=average, zero_division=0))
+    return float(recall_score(*p.for_sklearn, average=average, zero_division=0))
 
 
 @metric("f1")
@@ -126,7 +126,7 @@ def f1(p: Predictions, average: Average) -> float | None:
     """Per class, the harmonic mean of precision and recall; averaged."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(*p.judged, average=average, zero_division=0))
+    return float(f1_score(*p.for_sklearn, average=average, zero_division=0))
 
 
 @metric("top5")
@@ -176,7 +176,7 @@ def per_class(p: Predictions) -> list[Json]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         classes = list(range(p.reading.several)) or _classes(p)
-        columns = precision_recall_fscore_support(*p.judged, labels=classes, zero_division=0)
+        columns = precision_recall_fscore_support(*p.for_sklearn, labels=classes, zero_division=0)
     rows = zip(classes, *columns, strict=True)
     return [
         {"class": _name(p, c), "precision": float(a), "recall": float(b), "f1": float(f), "support": int(n)}

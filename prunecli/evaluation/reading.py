@@ -257,7 +257,7 @@ class Predictions:
         return len(np.unique(self.sample))
 
     @property
-    def judged(self) -> tuple[Array, Array]:
+    def for_sklearn(self) -> tuple[Array, Array]:
         """Truth and predictions as scikit-learn takes them; with several labels per sample, one indicator per label.
         NaN scores count as wrong."""
         if not self.reading.several:

@@ -153,12 +153,12 @@ class _LayerVisit:
 def _fit(visit: _LayerVisit, pair: _BothWalks) -> QuantisedLayer:
     layer = visit.layer
     fitted, held = _sums(visit, pair)
-    judge = fitted if held is None else held
+    measured = fitted if held is None else held
     tasks = _tasks(visit, fitted)
     ways = [_rounded(visit, tasks, name) for name in (NEAREST, COMPENSATED, *([FITTED] if held is not None else []))]
     bias = layer.bias()
     fits = {way.name: Fit(way.name, way.values, bias + way.shift) for way in ways}
-    errors = {name: fit.error(judge) / max(judge.spread, 1e-300) for name, fit in fits.items()}
+    errors = {name: fit.error(measured) / max(measured.spread, 1e-300) for name, fit in fits.items()}
     best = min(ways, key=lambda way: errors[way.name])
     constant = layer.constant() + best.shift if layer.offset is not None else None
     visit.graph.put(layer, best.grids, best.values, bias=constant)

@@ -202,9 +202,9 @@ def _divided(
     held = len(order) // HELD if len(order) >= FEWEST else 0
     fit, held_out = data.select(np.sort(order[held:])), data.select(np.sort(order[:held]))
     batches = [batch.feed for batch in fit.batches(options.batch_size)]
-    judging = [batch.feed for batch in held_out.batches(options.batch_size)] if held else batches
+    held_batches = [batch.feed for batch in held_out.batches(options.batch_size)] if held else batches
     feeds = [batch.feed for batch in fit.batches(RUNS)]
-    return CalibrationBatches([*batches, *(judging if held else [])], len(batches), start), judging, feeds
+    return CalibrationBatches([*batches, *(held_batches if held else [])], len(batches), start), held_batches, feeds
 
 
 def _excluded(model: Model, options: QuantizeOptions) -> list[str]:

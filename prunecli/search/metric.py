@@ -54,10 +54,11 @@ class TrialMetric:
     """The metric that trials are compared by, with what it needs of the original.
 
     Attributes:
-        reading: how `output` answers the labels. Without it and `judge` the metric is fidelity to the original.
+        reading: how `output` answers the labels. Without it and `sample_metric` the metric is fidelity to the original.
         scales: by output, its mean square over the data, by which its squared error is divided.
         reference: the original's predictions, where the data has labels.
-        judge: a metric that scores samples itself; `own`: its records of the original; `known`: facts of all labels.
+        sample_metric: a metric that scores samples itself; `own`: its records of the original; `known`: facts of all
+            labels.
         mixtures: outputs whose elements differ in kind.
     """
 
@@ -66,7 +67,7 @@ class TrialMetric:
     reading: Reading | None = None
     scales: Mapping[str, float] = field(default_factory=dict)
     reference: Predictions | None = None
-    judge: SampleMetric | None = None
+    sample_metric: SampleMetric | None = None
     own: Records = field(default_factory=dict)
     mixtures: Mapping[str, Mixture] = field(default_factory=dict)
     known: LabelFacts = field(default_factory=LabelFacts)
@@ -74,12 +75,12 @@ class TrialMetric:
     @property
     def identity(self) -> str:
         """A text that differs between metrics; it covers the content of a user function's file."""
-        return self.name if self.judge is None else self.judge.identity
+        return self.name if self.sample_metric is None else self.sample_metric.identity
 
     @property
     def merit(self) -> Merit:
-        if self.judge is not None:
-            return self.judge
+        if self.sample_metric is not None:
+            return self.sample_metric
         return METRICS[self.name] if self.name in METRICS else Merit(True, self.name == "top1_agreement", (0, 1))
 
     @property
@@ -98,7 +99,7 @@ class TrialMetric:
 
     def wanted(self, outputs: Outputs) -> Outputs:
         """The outputs that the metric reads."""
-        return outputs if self.judge is not None else {self.output: outputs[self.output]}
+        return outputs if self.sample_metric is not None else {self.output: outputs[self.output]}
 
     @property
     def change(self) -> Literal["drop", "rise"]:
@@ -106,13 +107,13 @@ class TrialMetric:
 
     def records(self, pairs: Iterable[tuple[Batch, Outputs, Outputs]]) -> Records:
         """Return the records of (batch, outputs of the trial, outputs of the original)."""
-        if self.judge is not None:
-            collector = MetricCollector({self.name: self.judge}, self.output, self.known)
+        if self.sample_metric is not None:
+            collector = MetricCollector({self.name: self.sample_metric}, self.output, self.known)
             labels = []
             for batch, out, _ in pairs:
                 collector.add(batch, _trimmed(batch, out))
                 labels += [] if batch.labels is None else [batch.labels]
-            return self.judge.parts(collector.found[self.name], np.concatenate(labels) if labels else None)
+            return self.sample_metric.parts(collector.found[self.name], np.concatenate(labels) if labels else None)
         if self.reading is None:
             mixture = self.mixtures.get(self.output)
             rows = [agreement(self.name, batch.trim(name, ref[name]), batch.trim(name, out[name]), mixture=mixture)
@@ -131,7 +132,7 @@ class TrialMetric:
 
     def value(self, records: Records) -> float:
         """Return the metric of a model from its records."""
-        if self.judge is not None:
+        if self.sample_metric is not None:
             return float(records["each"].mean() if "each" in records else records["parts"][0])
         if self.reading is None:
             return float(records["fidelity"].mean())
@@ -140,14 +141,14 @@ class TrialMetric:
     @property
     def baseline(self) -> float:
         """The metric of the original."""
-        if self.judge is not None:
+        if self.sample_metric is not None:
             return self.value(self.own)
         return 1.0 if self.reference is None else _metric(self.name, self.reference)
 
     def drop(self, records: Records) -> Drop:
         """Return the drop against the original on the same samples; infinite where the metric is not a number."""
-        if self.judge is not None:
-            return _judged_drop(self.judge, self.own, records)
+        if self.sample_metric is not None:
+            return _sample_metric_drop(self.sample_metric, self.own, records)
         if self.reading is None:
             return _mean_drop(1 - records["fidelity"], self.counted)
         assert self.reference is not None
@@ -189,9 +190,9 @@ def choose_metric(
     first = {name: batches[0].trim(name, reference[0][name]).astype(np.float64) for name in floats}
     mixtures = {name: made for name in floats if (made := mixture_of(first[name])) is not None}
     merits = find_metrics([wanted]) if wanted is not None and wanted not in MEASURES else {}
-    for name, judge in merits.items():
-        if isinstance(judge, SampleMetric):
-            found = TrialMetric(name, asked.output_name or floats[0], scales=scales, judge=judge,
+    for name, metric in merits.items():
+        if isinstance(metric, SampleMetric):
+            found = TrialMetric(name, asked.output_name or floats[0], scales=scales, sample_metric=metric,
                                 known=LabelFacts.of(labels), mixtures=mixtures)  # fmt: skip
             return _with_own(found, zip(batches, reference, reference, strict=True))
     if labels is None or wanted in MEASURES:
@@ -339,14 +340,14 @@ def _jackknife(figure: Any, trial: Predictions, base: Predictions, counted: bool
     return _from_blocks(whole, [figure(_some(trial, keep), _some(base, keep)) for keep in kept], count, counted=counted)
 
 
-def _judged_drop(judge: SampleMetric, own: Records, records: Records) -> Drop:
+def _sample_metric_drop(metric: SampleMetric, own: Records, records: Records) -> Drop:
     """Return the drop from the records of the original and of a trial. A function whose numbers are all in [0, 1] may
     count samples, so it is treated as `counted` (see `_mean_drop`)."""
     if "each" in own and "each" in records:
-        steps = judge.fraction or bool(np.isin(own["each"], (0, 1)).all())
-        return _mean_drop(judge.sign * (own["each"] - records["each"]), steps)
-    lost = judge.sign * (own["parts"] - records["parts"])
-    steps = judge.fraction or all(bool(((each["parts"] >= 0) & (each["parts"] <= 1)).all()) for each in (own, records))
+        steps = metric.fraction or bool(np.isin(own["each"], (0, 1)).all())
+        return _mean_drop(metric.sign * (own["each"] - records["each"]), steps)
+    lost = metric.sign * (own["parts"] - records["parts"])
+    steps = metric.fraction or all(bool(((each["parts"] >= 0) & (each["parts"] <= 1)).all()) for each in (own, records))
     return _from_blocks(float(lost[0]), lost[1:].tolist(), int(own["samples"]), counted=steps)
 
 

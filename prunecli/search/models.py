@@ -119,12 +119,12 @@ class StepModels:
         training = training_of(o, self.setup.file.path, output, cut=cut, keep_start=True)
         if not o.distills or o.train_data is not None:
             return training
-        judging = o.validation
-        if judging is None and o.training_data is not None:
+        validation = o.validation
+        if validation is None and o.training_data is not None:
             session = self.setup.open(self.setup.file.path)
             held = hold_out(o.training_data.open(session.inputs, session.outputs), o.val_split, o.seed)[1]
-            judging = None if held is None else SampleSubset.of_data(o.training_data, held)
-        return replace(training, data=self.setup.data, validation=judging)
+            validation = None if held is None else SampleSubset.of_data(o.training_data, held)
+        return replace(training, data=self.setup.data, validation=validation)
 
     # -- opened and written --------------------------------------------------------------------------
 

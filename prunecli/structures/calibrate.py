@@ -100,7 +100,7 @@ def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Meas
     from prunecli.structures.recovery import calibration, joint_damage, recovery_method
 
     data, _ = calibration(cuttable, cuttable.samples(options, progress), options, share=HELD_SHARE, most=MOST_HELD)
-    fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
+    fit, held = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
     groups = [group for group in cuttable.units.groups if group.kind != "block"]
     most = [group_limit(group, options.largest_ratio) for group in groups]
     alignment = options.alignment
@@ -110,15 +110,15 @@ def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Meas
     if recovery_method(options) in TURNING and any(group.kind == "head_dim" for group in groups):
         heads = turned(cuttable.work, data)
     source = DamageSource(
-        heads.model, cuttable.units, fit, held=judge, start=data.start, progress=progress, rank=heads.rank
+        heads.model, cuttable.units, fit, held=held, start=data.start, progress=progress, rank=heads.rank
     )
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
     damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
     few = fit[: -(-JOINTLY_FITTED // run_size(cuttable.counted, options.batch_size))]
-    rough = CalibrationBatches([*few, *judge], len(few), options.execution.open)
+    rough = CalibrationBatches([*few, *held], len(few), options.execution.open)
     blocks = None
     if dropped := [group for group in cuttable.units.groups if group.kind == "block"]:
-        blocks = refitted_damage(cuttable, fit, judge, start=data.start)
+        blocks = refitted_damage(cuttable, fit, held, start=data.start)
         alone = np.eye(len(dropped), dtype=bool)
         damage |= {group.name: np.array([blocks(mask)]) for group, mask in zip(dropped, alone, strict=True)}
     evidence = Measurements(

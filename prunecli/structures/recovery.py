@@ -234,8 +234,8 @@ def calibration(
     order = np.random.default_rng(options.seed).permutation(len(samples))[:MOST]
     held = min(len(order) // share, most)
     size = run_size(cuttable.counted, options.batch_size)
-    fitted, judging = (samples.select(np.sort(rows)).feeds(size) for rows in (order[held:], order[:held]))
-    return CalibrationBatches([*fitted, *judging], len(fitted), options.execution.open), held
+    fitted, held_out = (samples.select(np.sort(rows)).feeds(size) for rows in (order[held:], order[:held]))
+    return CalibrationBatches([*fitted, *held_out], len(fitted), options.execution.open), held
 
 
 # -- reports ------------------------------------------------------------------------------------------
@@ -250,17 +250,17 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
     if found is None:
         return []
     held = f"{found.held} held-out sample{'s' * (found.held != 1)}"
-    judged = held if found.held else f"the {found.samples} samples it was fitted on"
+    measured_on = held if found.held else f"the {found.samples} samples it was fitted on"
     if found.method == "none":
-        return [Text(f"not recovered: {_why(found, judged)}", "warning"), *_left(found)]
+        return [Text(f"not recovered: {_why(found, measured_on)}", "warning"), *_left(found)]
     rows = [(fit.weight, fit.method, fit.ridge, fit.error_before, fit.error_after) for fit in found.layers]
     columns = (Column("weight", "name"), Column("fit"), Column("ridge", "number", drop=1),
                Column("error before", "number"), Column("after", "number"))  # fmt: skip
     fitted = Table("Refitted layers", columns, rows, top=TOP)
-    return [Text(_gained(found, judged), "good"), fitted, *_turned(found), *_left(found)]
+    return [Text(_gained(found, measured_on), "good"), fitted, *_turned(found), *_left(found)]
 
 
-def _gained(found: Recovery, judged: str) -> str:
+def _gained(found: Recovery, measured_on: str) -> str:
     """Say what recovery improved."""
     if not found.samples:
         return (
@@ -274,16 +274,16 @@ def _gained(found: Recovery, judged: str) -> str:
         how = f"without data (folded into the units that say most nearly the same{refitted})"
     gain = f"the outputs differ by {found.error_after:.3g} of their spread, {found.error_before:.3g} before"
     scales = "; activations have new scales" if found.rescaled else ""
-    return f"recovered {how}: {gain} (squared, on {judged}){scales}"
+    return f"recovered {how}: {gain} (squared, on {measured_on}){scales}"
 
 
-def _why(found: Recovery, judged: str) -> str:
+def _why(found: Recovery, measured_on: str) -> str:
     """Say why nothing was recovered."""
     if found.error_before == 0:
-        return f"there is nothing to make up for, the outputs are the original's on {judged}"
-    moved = f"the outputs differ by {found.error_before:.3g} on {judged}"
+        return f"there is nothing to make up for, the outputs are the original's on {measured_on}"
+    moved = f"the outputs differ by {found.error_before:.3g} on {measured_on}"
     if found.tried:
-        return f"no closed form lowers the error of the outputs ({found.error_before:.3g} on {judged})"
+        return f"no closed form lowers the error of the outputs ({found.error_before:.3g} on {measured_on})"
     if not found.left:
         return f"no layer that could make up for the cut reads anything that it changed ({moved})"
     reason, count = Counter(skip.reason for skip in found.left).most_common(1)[0]

@@ -95,7 +95,7 @@ def prepare_training(
 
     Args:
         model: its weights are read now and written by `store`.
-        data: of the model's inputs, for training; `validation` judges the weights after each epoch. With a teacher,
+        data: of the model's inputs, for training; `validation` scores the weights after each epoch. With a teacher,
             labels that no output answers, as of boxes, are not read.
         teacher: a session that answers in the model's names.
     Raises:

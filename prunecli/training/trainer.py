@@ -364,14 +364,14 @@ class Trainer:
 
     def _end_epoch(self, seconds: float, speed: float) -> None:
         at = self.at
-        judged = self.score(self.statistics) if self.score is not None else None
-        score = None if judged is None else float(judged)
+        reached = self.score(self.statistics) if self.score is not None else None
+        score = None if reached is None else float(reached)
         loss = at.loss_sum / at.step
         at.history.append(Epoch(at.epoch + 1, loss, score, rate=self.rate, seconds=seconds, samples_per_second=speed))
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
-        if judged is None or score is None:
+        if reached is None or score is None:
             return
-        finer, best = finer_of(judged), at.best_finer
+        finer, best = finer_of(reached), at.best_finer
         tied = score == at.best_score and finer is not None and best is not None and finer > best
         if at.best_score is None or score > at.best_score or tied:
             at.best_score, at.best_finer = score, finer

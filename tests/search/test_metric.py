@@ -167,7 +167,7 @@ def test_defaults() -> None:
 def test_a_metric_of_samples_is_a_goal_with_its_noise() -> None:
     """A figure of the registry that is no mean, by blocks; one number per sample, as the metric of the same name."""
     found, records = judged("miou", CLASSES[:, None], LOGITS[..., None], NOISY[..., None])
-    assert found.judge is not None and set(records) == {"parts", "samples"} and found.higher
+    assert found.sample_metric is not None and set(records) == {"parts", "samples"} and found.higher
     drop = found.drop(records)
     assert drop.value == pytest.approx(found.baseline - found.value(records)) and 0 < drop.value < 0.4
     plain, rows = judged("f1", CLASSES, LOGITS, NOISY)
