@@ -192,7 +192,7 @@ def confusion(p: Predictions) -> Json | None:
     if len(classes) > MAX_CONFUSION:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a single class is told to name its labels, which are named
+        warnings.simplefilter("ignore")  # scikit-learn asks to name the labels of a single class, which is done
         counts = confusion_matrix(p.truth, p.predicted, labels=classes)
     return {"classes": [_name(p, c) for c in classes], "counts": counts.tolist()}
 

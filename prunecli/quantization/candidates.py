@@ -137,7 +137,7 @@ class GraphBuilder:
         proto = asked.of(self.prepared)
         lost = preserve.detach(proto)
         for kept in lost.bodies:
-            kept.infos.clear()  # of values that the tool has left out, whose names are given anew
+            kept.infos.clear()  # of values that the tool removed, whose names are reused
         made = ir.from_proto(proto)
         preserve.pin(made, lost)
         graph = IntegerGraph.of(made, self.form)

@@ -383,7 +383,7 @@ def _damage(reference: Array, output: Array, scale: float, count: int, mixture: 
             f"an output of the model changes its size with the weights: {reference.shape} to {output.shape}",
             "export the model with what it is computed from as an output, one row per sample",
         )
-    known = np.isfinite(reference)  # of what is no number in the original, nothing can be told
+    known = np.isfinite(reference)  # elements that are not numbers in the original cannot be compared
     a, b = (np.where(known, x, 0).astype(np.float64) for x in (reference, output))
     if a.ndim == 0 or len(a) != count:  # no row per sample: what the run changed, for each of its samples
         a, b = np.broadcast_to(a.reshape(1, -1), (count, a.size)), np.broadcast_to(b.reshape(1, -1), (count, b.size))

@@ -295,7 +295,7 @@ class _Sides:
         inner values are floating-point sums, which another order may round to another step."""
         hopeless = all(one.hopeless for one in agreed.differences)
         if not hopeless and self.piece is not None and not self._is_cut(self.piece):
-            return  # whatever is wrong in it, the values at its ends have told
+            return  # the values at its ends were compared
         if self.forced.zeros and not hopeless and self._has_effect(agreed):
             return
         first = self.inner.first_difference(agreed.feed)

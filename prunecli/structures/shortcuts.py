@@ -1,13 +1,14 @@
-"""Strided slices and added zero channels, of which parameter-free shortcuts are made, as one operator of that result.
+"""Strided slices and added zero channels, which make parameter-free shortcuts, replaced by one operator of the same
+result.
 
 onnxruntime computes Slice and Pad in another layout than convolutions. Every such node between convolutions costs a
-reordering before and after it, and keeps the addition and the activation that follow from being fused. What takes
-some channels and every s-th pixel is also
+layout conversion before and after it, and prevents the fusion of the addition and activation that follow. Taking some
+channels and every s-th pixel equals
 
-    Y = Conv(X, W), W (outputs, inputs, 1, 1) of zeros and one 1 per output channel that is taken, strides s,
+    Y = Conv(X, W), W (outputs, inputs, 1, 1) of zeros and one 1 per taken output channel, strides s,
 
-or a MaxPool of one pixel where all channels are taken as they are. Finite values come out bit for bit the same. As a
-convolution it is also a layer like any other: channels before and after it may go independently of each other.
+or a MaxPool of one pixel where all channels are taken. Finite values come out bit for bit the same. As a convolution it
+is also a layer like any other: the channels before and after it can be cut independently.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ZERO = -1
 @dataclass(frozen=True)
 class Shortcut:
     """`result` is `source` at the pixels that are multiples of `strides`; its channel c is channel `channels[c]` of
-    it, or zero for ZERO. `nodes`: that compute it now, the last one first."""
+    `source`, or zero for ZERO. `nodes`: those that compute it now, the last one first."""
 
     source: ir.Value
     nodes: tuple[ir.Node, ...]
@@ -59,8 +60,8 @@ class Shortcut:
         return np.array_equal(self.channels, np.arange(self.inputs))
 
     def pays(self, facts: Facts) -> bool:
-        """Whether the operator that takes its place costs less, in elements that are written: what a Slice or Pad
-        writes, and the reordering of what it reads and yields; against its multiply-accumulates."""
+        """Return whether the replacing operator costs less, in written elements: what a Slice or Pad writes and the
+        layout conversions of its input and output, against its multiply-accumulates."""
         written = sum(math.prod(facts.shapes[node.outputs[0]]) for node in self.nodes)
         macs = 0 if self.keeps_channels else math.prod(facts.shapes[self.result]) * self.inputs
         return macs < MACS_PER_ELEMENT * (written + math.prod(facts.shapes[self.source]))
@@ -102,8 +103,8 @@ def replace_shortcuts(
 
 
 def shortcut_at(node: ir.Node, geometry: Geometry) -> Shortcut | None:
-    """The shortcut that ends in this node: the longest chain of Slice and Pad, after a convolution, that takes channels
-    and every s-th pixel; None where there is none. A Slice of channels alone is none: it is fast as it is."""
+    """Return the shortcut that ends in this node: the longest chain of Slice and Pad after a convolution that takes
+    channels and every s-th pixel; None without one. A Slice of channels alone is left as it is: it is fast."""
     found, nodes, channels, strides = None, list[ir.Node](), None, (1, 1)
     for step in _chain(node):
         taken = _taken(step, geometry)
@@ -121,7 +122,7 @@ def shortcut_at(node: ir.Node, geometry: Geometry) -> Shortcut | None:
 
 
 def _chain(node: ir.Node) -> Iterator[ir.Node]:
-    """The node and what alone computes what it reads, from the last to the first."""
+    """Return the node and the nodes that only it depends on, from the last to the first."""
     while node.domain == "" and node.op_type in ("Slice", "Pad"):
         yield node
         value = node.inputs[0]
@@ -140,7 +141,7 @@ class _Taken:
 
 
 def _taken(node: ir.Node, geometry: Geometry) -> _Taken | None:
-    """None for what takes anything else, or something else at other sizes of the dynamic dimensions."""
+    """Return None for a node that takes anything else, or something else at other sizes of the dynamic dimensions."""
     first, *others = (_taken_at(node, facts) for facts in (geometry.facts, geometry.other) if facts is not None)
     same = first is not None and all(
         other is not None and other.strides == first.strides and np.array_equal(other.channels, first.channels)
@@ -162,13 +163,13 @@ def _taken_at(node: ir.Node, facts: Facts) -> _Taken | None:
 
 
 def _sliced(node: ir.Node, facts: Facts, shape: Sequence[int]) -> list[Array] | None:
-    """By axis, the positions that a Slice takes."""
+    """Return, by axis, the positions that a Slice takes."""
     parts = slice_parts(node, facts)
     return None if parts is None else [np.arange(n)[part] for n, part in zip(shape, parts, strict=True)]
 
 
 def _padded(node: ir.Node, facts: Facts, shape: Sequence[int]) -> list[Array] | None:
-    """By axis, the positions that are left of a padding with zeros, ZERO for new ones."""
+    """Return, by axis, the positions left by padding with zeros, ZERO for new ones."""
     given = node.inputs[2] if len(node.inputs) > 2 else None
     value = node.attributes.get_float("value", 0.0) if given is None else facts.value(given)
     amounts = pad_amounts(node, facts)
@@ -187,13 +188,14 @@ def _padded(node: ir.Node, facts: Facts, shape: Sequence[int]) -> list[Array] | 
 
 
 def _stride(taken: Array, size: int) -> int | None:
-    """s where 0, s, 2 s ... of `size` positions are taken, up to the end."""
+    """Return s if the positions 0, s, 2 s ... of `size` are taken, up to the end."""
     step = int(taken[1]) if len(taken) > 1 else size
     return step if step > 0 and np.array_equal(taken, np.arange(0, size, step)) else None
 
 
 def _is_convolved(value: ir.Value) -> bool:
-    """Whether a convolution computes the value, with elementwise operators after it: it lies in blocks of channels."""
+    """Return whether a convolution computes the value, with elementwise operators after it: it is in the blocked
+    layout."""
     near, seen = [value], set[ir.Node]()
     for _ in range(WALK):
         nodes = [node for each in near if (node := each.producer()) is not None and node not in seen]
@@ -213,7 +215,7 @@ def _producers(node: ir.Node) -> list[ir.Node]:
 
 
 def _sweep(graph: ir.Graph, nodes: list[ir.Node]) -> None:
-    """Remove those of the nodes that nobody reads any more, and so on before them."""
+    """Remove those of the nodes that are unused, and the ones before them that become so."""
     while nodes:
         node = nodes.pop(0)
         unread = not any(out.uses() or out.is_graph_output() for out in node.outputs)

@@ -1,7 +1,8 @@
-"""Which values are zero wherever the weights behind them are: no mask has to say so.
+"""Find values that are zero wherever the weights before them are: they need no mask.
 
-A mask between operators keeps onnxruntime from computing them together in integers, as it does the model without it. So
-of a quantised model a proof masks what is stored, and computed values only where zero weights leave something else.
+A mask between operators keeps onnxruntime from fusing them into integer kernels, which it uses in the model without the
+mask. So the proof of a quantised model masks stored tensors, and computed values only where zero weights do not make
+them zero.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ KEEPING = frozenset({
     "ReduceSum", "Relu", "Reshape", "Resize", "Selu", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
     "Transpose", "Add", "Unsqueeze", "Upsample",
 })  # fmt: skip
-"""Operators that make zeros of zeros, where all that loses positions is zero there."""
+"""Operators that map zeros to zeros, if every input that loses positions is zero there."""
 
 
 def silent(graph: ir.Graph, removed: Positions) -> set[str]:
-    """Names of the computed values that are zero at their removed positions once stored ones are, and those that are
-    not silent themselves are masked.
+    """Return the names of the computed values that are zero at their removed positions if stored ones are zero there,
+    and values that are not silent are masked.
 
     Args:
         graph: in floating point, in the order in which it runs.
@@ -54,12 +55,12 @@ def _silence_rule(node: ir.Node) -> SilenceRule | None:
 
 
 def _loses(value: ir.Value | None, removed: Positions) -> bool:
-    """Whether a value has zeros: where it loses positions, it is silent, masked or stored."""
+    """Return whether a value has zeros: where it loses positions, it is silent, masked or stored."""
     return value is not None and value.name in removed
 
 
 def _keeps(node: ir.Node, removed: Positions) -> bool:
-    """Operands that broadcast lose nothing, and are not zero; what only moves along other axes needs not be."""
+    """Operands that broadcast lose nothing and are not zero; values moved along other axes need not be."""
     if node.op_type in ("Add", "Sub", "Sum"):
         return all(_loses(value, removed) for value in node.inputs)
     if node.op_type == "Pad":
@@ -77,7 +78,7 @@ def _multiplies(node: ir.Node, removed: Positions) -> bool:
 
 
 def _clips(node: ir.Node, removed: Positions) -> bool:
-    """Between limits with zero among them."""
+    """The limits include zero."""
     limits = [behind(value) for value in node.inputs[1:3] if value is not None]
     if any(limit is None for limit in limits):
         return False
@@ -89,12 +90,12 @@ def _clips(node: ir.Node, removed: Positions) -> bool:
 
 
 def _normalises(node: ir.Node, removed: Positions) -> bool:
-    """With stored scale and offset at zero."""
+    """Scale and offset are stored, and so zero."""
     return all(_loses(value, removed) and behind(value) is not None for value in node.inputs[1:3])
 
 
 def _weighs(node: ir.Node, removed: Positions) -> bool:
-    """A layer whose weight's rows and offsets at these positions are stored, and so zero."""
+    """A layer whose weight rows and offsets at these positions are stored, and so zero."""
     rows, out = operator_of(node).rows, node.outputs[0]
     weight = behind(node.inputs[1]) if rows is not None else None
     if rows is None or weight is None:

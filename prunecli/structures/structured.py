@@ -42,7 +42,7 @@ def structured(
 
 
 def _quantised(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> StructuredResult:
-    """Cut, and train if asked, into a file elsewhere; what is written is that file quantised."""
+    """Cut, and train if asked, into a temporary file; write that file quantised."""
     check_target(load(path), None if options.dry_run else target, options.force, asked=options)
     once = replace(options, quantize=None, test=None, timing=False, dry_run=False)
 

@@ -1,4 +1,4 @@
-"""How much of a model is to go: a fraction removed, or what is to remain of its work or parameters."""
+"""The amount to remove from a model: a fraction of its units, or what is to remain of its work or parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunecli.types import Totals
 
 Kind = Literal["ratio", "macs", "params", "latency"]
 NEAR = 0.01
-"""How much more than was asked for may remain, told as a warning."""
+"""Relative excess over the target that is accepted with a warning."""
 KINDS: tuple[Kind, ...] = ("ratio", "macs", "params", "latency")
 
 
@@ -94,7 +94,7 @@ class Budget:
         return self.target / whole
 
     def missed(self, before: Totals, after: Totals, hint: str = "ask for less") -> str:
-        """What to say of a file that has more than was asked for; "" if it has not.
+        """Return a warning about a file that exceeds its target; "" if it does not.
 
         Raises:
             PruneError: it has over a hundredth more.

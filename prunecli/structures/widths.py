@@ -24,23 +24,24 @@ if TYPE_CHECKING:
 Target = Literal["cpu", "cpu-int8", "tensorrt", "qnn", "npu"]
 AUTO = "auto"
 UNBLOCKED = 8
-"""Channels in step on a CPU for which onnxruntime has no blocked layout."""
+"""Block of channels on a CPU for which onnxruntime has no blocked layout."""
 DEVICE_BLOCKS = {"tensorrt": 16, "qnn": 32, "npu": 16}
-"""Channels that these work on at once: Tensor Cores want multiples of 8 in float16 and of 16 in int8 (NVIDIA, Deep
-Learning Performance), Hexagon tensors are padded to 32 channels (Qualcomm AI Engine Direct), most NPUs to 16."""
+"""Channels that these targets compute at once: Tensor Cores require multiples of 8 in float16 and of 16 in int8
+(NVIDIA, Deep Learning Performance), Hexagon tensors are padded to 32 channels (Qualcomm AI Engine Direct), most NPUs to
+16."""
 QUARTER = 4
-"""A layer keeps a quarter of a block at least."""
+"""A layer keeps at least this part of a block."""
 LEAST = 4
-"""The finest multiples that take the place of blocks: onnxruntime reads channels of its blocked layout by fours."""
+"""The finest multiples that replace blocks: onnxruntime reads channels of its blocked layout by fours."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Positions that stay are multiples of `block`. `below`: whether a layer may keep a half or a quarter of a block:
-    never, those that run faster there, or all. `padded`: what the target rounds a width up to; 1 where it is not known,
-    and then no cut is preferred for its speed; `partial`: whether a part of a block takes less time than a
-    block. `given`: the block is the user's; nothing else may take its place. `mended`: what is
-    left of the damage of dropped residual blocks once the rest is refitted; None: no block may go."""
+    """The widths that groups may keep are multiples of `block`. `below`: which layers may keep a half or a quarter of a
+    block: none, those that run faster there, or all. `padded`: the multiple to which the target rounds a width up; 1
+    where unknown, and then no cut is preferred for its speed. `partial`: whether a part of a block takes less time than
+    a block. `given`: the block is the user's and is not replaced. `mended`: estimated share of the damage of dropped
+    residual blocks that is left after a refit; None: no block may be dropped."""
 
     block: int = 1
     below: Literal["never", "dense", "all"] = "never"
@@ -61,14 +62,14 @@ class Alignment:
         return f"multiples of {self.block} (or {' and '.join(parts)} {where})"
 
     def finer(self) -> Iterator[Alignment]:
-        """Smaller multiples, the coarser first: a half and a quarter of a block. They are worth less, in int8 little,
-        and take the place of blocks where these spoil the network."""
+        """Return smaller multiples, the coarser first: a half and a quarter of a block. They gain less, in int8 little,
+        and replace blocks where these damage the network too much."""
         for part in (2, QUARTER):
             if not self.given and self.block >= part * LEAST:
                 yield replace(self, block=self.block // part)
 
     def looser(self) -> Iterator[Alignment]:
-        """What to fall back to where no widths of these meet a budget, one after the other."""
+        """Return the alignments to try, in order, where these widths cannot meet a budget."""
         if not self.given:
             if self.below != "all":
                 yield replace(self, below="all")
@@ -79,15 +80,16 @@ class Alignment:
         return replace(self, block=lcm(self.block, block))
 
     def multiple(self, catalogue: Catalogue, group: Group) -> int:
-        """Units go in such numbers that a multiple of this stays: on every axis that is computed on a multiple of the
-        block. A unit may have several positions on one: those of a flattened picture, or one in every group."""
+        """Return the number of units removed at a time, such that every axis that is computed keeps a multiple of the
+        block. A unit may have several positions on an axis: those of a flattened image, or one in every group."""
         if group.kind not in ("channel", "width"):
             return 1
         positions = [n for axis, n in zip(group.axes, group.per_unit, strict=True) if axis in catalogue.computed]
         return self.block // gcd(self.block, *(positions or [max(group.per_unit)]))
 
     def widths(self, catalogue: Catalogue, group: Group, limit: int | None = None) -> tuple[int, ...]:
-        """Numbers of units that may stay, from all of them down; at most `limit` (default: all but one) go."""
+        """Return the numbers of units that may stay, from all of them down; at most `limit` (default: all but one) are
+        removed."""
         if group.kind == "block":
             return (1, 0) if self.mended is not None and limit != 0 else (1,)
         step, least = (
@@ -101,8 +103,9 @@ class Alignment:
         return tuple(width for width in found if width >= least)
 
     def effective(self, kept: Ints) -> Ints:
-        """Positions that the target computes for those that are kept: whole blocks; of a part of one, where that takes
-        less time, half of what is missing, since writers compute a block and readers what there is."""
+        """Return the positions that the target computes for the kept ones: whole blocks; for a part of one, where that
+        takes less time, half of the missing ones, since writers compute a whole block and readers only the kept
+        positions."""
         import numpy as np
 
         block = self.padded
@@ -111,7 +114,7 @@ class Alignment:
 
 
 def alignment(round_to: int | str, target: str) -> Alignment:
-    """What `--round-to` and `--target` stand for.
+    """Return the alignment of `--round-to` and `--target`.
 
     Raises:
         PruneError: onnxruntime cannot be probed.
@@ -139,8 +142,8 @@ def read_multiple(text: str) -> int | str:
 
 
 def gains_below(catalogue: Catalogue, group: Group) -> bool:
-    """Whether a group saves time below one block: everything that holds its weights is a matrix product, or a dense
-    convolution of several taps."""
+    """Return whether a group saves time below one block: everything that holds its weights is a matrix product, or a
+    dense convolution of several taps."""
     initializers = catalogue.analysis.model.graph.initializers
     nodes = [(use.node, name) for name, _ in group.weights for use in initializers[name].uses()]
     return all(_is_dense(node, initializers[name]) for node, name in nodes)

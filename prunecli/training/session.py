@@ -214,7 +214,7 @@ class _LossGradients:
         reached = [w for w in weights if w.name in graph.gradients]
         if not reached:
             raise PruneError("the loss depends on no trainable tensor", "choose another --output-name")
-        if graph.unreached:  # they would be inputs nobody reads
+        if graph.unreached:  # they would be unread inputs
             graph = self._graph([w.name for w in reached], objective)
         return graph, Parameters(reached)
 

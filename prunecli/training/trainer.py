@@ -154,7 +154,7 @@ class Trainer:
         options = replace(self.options, minutes=None if minutes is None else TRIAL * minutes)
         one = Trainer(self.steppers, self.supply, options, hyper=hyper.trial(), score=self.score)
         one.begin(self.statistics)
-        one.at.tuned = True  # a rate that is lowered on the way would say nothing of the one it began with
+        one.at.tuned = True  # a rate that is lowered during the run would not be the one under test
         try:
             one.run(on_step)
         except DivergedError:
