@@ -9,10 +9,21 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx_ir as ir
+
+from prunecli.autodiff.losses import LossScope
 from prunecli.model import Dims, concrete_shapes, count_macs, load
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("PRUNE_SHARED", HERE.parents[1] / "shared"))
+
+
+class OutputProduct:
+    """The loss sum(y v), y the first output and v the input `vector`: its gradient is a vector-Jacobian product."""
+
+    def build(self, scope: LossScope) -> ir.Value:
+        y = scope.output(None)
+        return scope.ops.sum(scope.ops.mul(y, scope.target("vector", y)))
 
 
 def parser(text: str) -> argparse.ArgumentParser:

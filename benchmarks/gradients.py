@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HERE, SHARED, show
+from common import HERE, SHARED, OutputProduct, show
 
 import prunecli.autodiff.rules  # noqa: F401  (the memory of imports is not the memory of a step)
 from prunecli.arrays import Array
 from prunecli.autodiff import DifferentiationOptions, differentiate
-from prunecli.autodiff.losses import CrossEntropy, OutputProduct
+from prunecli.autodiff.losses import CrossEntropy
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.runtime import Session, random_inputs

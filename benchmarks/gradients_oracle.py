@@ -17,9 +17,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from common import OutputProduct
 
 from prunecli.autodiff import differentiate
-from prunecli.autodiff.losses import BinaryCrossEntropy, OutputProduct
+from prunecli.autodiff.losses import BinaryCrossEntropy
 
 try:
     import torch

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -269,3 +271,15 @@ def test_the_checks_see_a_long_call() -> None:
     tree = ast.parse("f(1, 2, 3, 4)\nx.f(1, 2, 3, 4)\nnp.f(1, 2, 3, 4)\nother(1, 2, 3, 4)\nf(1, 2, 3, d=4)\n"
                      "def g(self, a, b, c, d, e, f, g, h): ...\ndef h(a, b, c, d, e, f, g): ...\n")  # fmt: skip
     assert sorted(text.split(":")[0] for text in long_calls(tree, {"f"})) == ["line 1", "line 2", "line 6"]
+
+
+SCRIPTS = sorted(path for folder in ("benchmarks", "campaigns", "docs") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_import_what_is_there(script: Path) -> None:
+    for node in ast.walk(parse(script)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "prunecli":
+            module = import_module(node.module or "")
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert [name for name in missing if find_spec(f"{node.module}.{name}") is None] == [], node.module
