@@ -103,7 +103,7 @@ def save(model: Model, path: str | Path, options: SaveOptions | None = None, ver
             raises passes through. The target is then as it was.
     """
     target, options = Path(path), options or SaveOptions()
-    check_target(model, target, options.force)
+    check_paths({"output": target}, [model.path, *model.data_files], options.force)
     with _disk_errors(target), staging(target, options.force) as stage:
         data, sha256 = _write(model, stage, options)
         _check(model, stage.file)
@@ -113,11 +113,15 @@ def save(model: Model, path: str | Path, options: SaveOptions | None = None, ver
     return FileRef(str(target), sha256)
 
 
-def check_target(model: Model, target: Path | None, force: bool, asked: object = None) -> None:
-    """Refuse what `check_paths` does of `target` (None: nothing is saved) and of the other paths in the options
-    `asked`, the model's own files being read. Commands call this before the work begins; `save` does so again.
+def check_target(model: Model, target: Path | None, options: object) -> None:
+    """Refuse what `check_paths` refuses of `target` and of the other paths in a command's options, before any work.
+
+    Args:
+        target: None if nothing is saved, as in a dry run (`options.dry_run`).
+        options: `force`, if they have it, allows existing files.
     """
-    check_paths({"output": target, "": asked}, [model.path, *model.data_files], force)
+    saved = None if getattr(options, "dry_run", False) else target
+    check_paths({"output": saved, "": options}, [model.path, *model.data_files], getattr(options, "force", False))
 
 
 @dataclass

@@ -76,7 +76,7 @@ def pack(
 def _packed(path: Path, target: Path, options: PackOptions, dense: dict[str, str], progress: Progress) -> PackResult:
     """`dense`: tensors that must stay so, with the reason."""
     original = load(path)
-    check_target(original, None if options.dry_run else target, options.force, asked=options)
+    check_target(original, target, options)
     file, items = _planned(original, options, dense, progress=progress)
     chosen = [item for item in items if item.is_packed]
     if not chosen:
@@ -196,7 +196,7 @@ def unpack(
         raise PruneError(
             f"{path} holds no packed tensors", "only files of `prune pack` and sparse tensors are unpacked"
         )
-    check_target(file, None if options.dry_run else target, options.force, asked=options)
+    check_target(file, target, options)
     names = {**file.sparse, **{packed.name: packed.nbytes for packed in file.packed}}
     items = plan(file, PackOptions(), dict.fromkeys(names, "unpacked"), progress=progress)
     saved = _Saved(

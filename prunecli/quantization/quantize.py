@@ -65,7 +65,7 @@ def quantize(
     if options.verify:
         options.execution.check()
     file, target = load(path), options.output or named_path(path)
-    check_target(file, None if options.dry_run else target, options.force, asked=options)
+    check_target(file, target, options)
     with Scratch() as folder:
         work = Quantisation.of(file, options, folder, progress=progress)
         candidates, layers, left = work.candidates(progress)

@@ -123,7 +123,7 @@ def adaptive(
     target = options.output or default_output(path)
     options = at_data(path, options)
     file, session = open_model(path, options)
-    check_target(file, None if options.dry_run else target, options.force, asked=options)
+    check_target(file, target, options)
     tune, held = split(options, session)
     seen = check_apart(tune, held, session, options=options)
     choosing, confirming = both_parts(tune, held, session, options=options, heads=heads_of(file.ir.graph))

@@ -122,7 +122,7 @@ def sensitivity(
 
 def _on_data(model: Path, options: SensitivityOptions, progress: Progress) -> SensitivityResult:
     file, session = open_model(model, options)
-    check_target(file, None, False, asked=options)
+    check_target(file, None, options)
     data = options.tried.open(session.inputs, session.outputs)
     if options.tried.limit is None and len(data) > SAMPLES:
         data, _ = data.split(SAMPLES / len(data), options.seed, groups_of(data, options))
@@ -150,7 +150,7 @@ def _from_the_file(model: Path, options: SensitivityOptions, progress: Progress)
     """Predict without data, and so without a check."""
     file = load(model)
     check_numbers(file)
-    check_target(file, None, False, asked=options)
+    check_target(file, None, options)
     pruner = open_pruner(model, options, None, progress=progress)
     try:
         proxy = _read_off(pruner.predicted())

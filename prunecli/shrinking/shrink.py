@@ -68,7 +68,7 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
         options.execution.check()
     options = at_data(path, options)
     original = load(path)
-    check_target(original, None if options.dry_run else target, options.force, asked=options)
+    check_target(original, target, options)
     _check_kind(original, options)
     check_finite(original)
     words = target.with_name(f"{target.stem}.tokenizer.json")

@@ -67,7 +67,7 @@ def decide(
     options = replace(options, criterion=_criterion(options, cuttable), allocate=_allocation(options, curves))
     if options.allocate == "uniform":
         options = replace(options, scope="layer")
-    check_target(cuttable.file, None if options.dry_run else target, options.force, asked=options)
+    check_target(cuttable.file, target, options)
     allowed, left = choose_groups(cuttable, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(cuttable, left)
@@ -180,7 +180,7 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     plan = load_cut_plan(plan_path, file)
     recipe = plan["recipe"]
     cuttable = open_cuttable(path, read_analysed_as(plan_path, recipe, input_specs(file.ir)), options.dims)
-    check_target(cuttable.file, None if options.dry_run else target, options.force, asked=options)
+    check_target(cuttable.file, target, options)
     groups = [cuttable.units.groups[g].name for g in cuttable.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)
     if cuttable.units.empties(removed):

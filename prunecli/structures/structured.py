@@ -43,7 +43,7 @@ def structured(
 
 def _quantised(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> StructuredResult:
     """Cut, and train if asked, into a temporary file; write that file quantised."""
-    check_target(load(path), None if options.dry_run else target, options.force, asked=options)
+    check_target(load(path), target, options)
     once = replace(options, quantize=None, test=None, timing=False, dry_run=False)
 
     def make(place: Path) -> StructuredResult:

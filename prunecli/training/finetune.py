@@ -91,7 +91,7 @@ def finetune(
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     options.execution.check()
     file = load(path)
-    check_target(file, target, options.force, asked=options)
+    check_target(file, target, options)
     training, data, held = _prepare(file, options)
     dims = data_dims(data, {}, input_specs(file.ir))
     original = load(path)  # preparing may have replaced the last layer

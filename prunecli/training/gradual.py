@@ -124,7 +124,7 @@ def prune_and_train(
             nothing is written.
     """
     steps = step_count(options)
-    check_target(load(path), target, forced(options), asked=options)
+    check_target(load(path), target, options)
     rounds: list[Round[R]] = []
     with Scratch() as folder:
         source = path

@@ -99,7 +99,7 @@ def _finished(
     if options.dry_run and options.trains:
         found = zeroed(path, once, selector, progress=progress)
         return replace(found, notes=[*found.notes, f"a dry run does not train, and so cannot {last}"])
-    check_target(load(path), None if options.dry_run else target, options.force, asked=options)
+    check_target(load(path), target, options)
 
     def make(place: Path) -> MagnitudeResult:
         return zeroed(path, replace(once, output=place, dry_run=False), selector, progress=progress)
@@ -245,7 +245,7 @@ def prepare(
     if options.verify:
         options.execution.check()
     file = load(path)
-    check_target(file, None if options.dry_run else target, options.force, asked=options)
+    check_target(file, target, options)
     floats = floats_of(file)
     shapes = concrete_shapes(floats, options.dims)
     found = _selected(floats, options, recipe, selector=selector, progress=progress)
