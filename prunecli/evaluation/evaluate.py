@@ -53,26 +53,26 @@ def evaluate(
     start, options = time.perf_counter(), EvaluateOptions.of(options, **changes)
     gates = [parse_gate(text, known(options.asked.metrics)) for text in options.gates]
     paths = {MODEL: Path(model)} | ({} if options.baseline is None else {BASELINE: options.baseline})
-    bench = open_models(paths, options.execution).in_parts(options.chunk)
+    opened = open_models(paths, options.execution).in_parts(options.chunk)
     if options.source is not None:
-        data = options.source.open(bench.specs, bench.first.outputs)
+        data = options.source.open(opened.specs, opened.first.outputs)
     else:
-        data = bench.random_data(RANDOM_SAMPLES, options.seed, options.dims)
-    _check_request(options, data, bench, gates=gates)
-    done = run_pass(bench.runners, data, options.batch_size, asked=options.asked, progress=progress)
-    train, train_samples = _train_metrics(bench, options, progress)
+        data = opened.random_data(RANDOM_SAMPLES, options.seed, options.dims)
+    _check_request(options, data, opened, gates=gates)
+    done = run_pass(opened.runners, data, options.batch_size, asked=options.asked, progress=progress)
+    train, train_samples = _train_metrics(opened, options, progress)
     stress = None
     if options.robustness:
         stress = measure_stress(
-            bench.runners, data, done.reading, batch_size=options.batch_size, seed=options.seed, progress=progress
+            opened.runners, data, done.reading, batch_size=options.batch_size, seed=options.seed, progress=progress
         )
         for gate in (gate for gate in gates if gate.name.startswith("robustness.")):
             check_span(gate, difference(stress.span))
-    times, gain, because = _latency(bench, data, options, progress=progress)
+    times, gain, because = _latency(opened, data, options, progress=progress)
     result = Evaluation(
         models=[
             replace(scored, train=train.get(role, {}), latency=times.get(role))
-            for role, scored in _scored(bench, data, options, done=done).items()
+            for role, scored in _scored(opened, data, options, done=done).items()
         ],
         source=data.source,
         samples=len(data),
@@ -84,7 +84,7 @@ def evaluate(
         differences=_differences(done, progress),
         stress=stress,
         train_samples=train_samples,
-        notes=_notes(bench, done),
+        notes=_notes(opened, done),
         data_notes=data.notes,
         classes=data.classes,
         asked=options.asked.metrics,
@@ -95,23 +95,23 @@ def evaluate(
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 
 
-def _check_request(options: EvaluateOptions, data: Dataset, bench: OpenedModels, gates: Sequence[Gate]) -> None:
+def _check_request(options: EvaluateOptions, data: Dataset, opened: OpenedModels, gates: Sequence[Gate]) -> None:
     """Refuse, before anything is measured, what the measurements could not answer."""
     if options.train_data is not None and not data.has_labels:
         raise PruneError("--train-data needs labelled test data", "give --data with labels")
     if options.robustness and options.data is None:
         raise PruneError("--robustness needs data", "give --data; random inputs have no quality to lose")
     for gate in gates:
-        missing = _missing(gate.name, options, data, bench=bench)
+        missing = _missing(gate.name, options, data, opened=opened)
         if missing:
             raise PruneError(f"--fail-if {gate.expr!r} needs {missing[0]}", missing[1])
 
 
-def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: OpenedModels) -> tuple[str, str] | None:
+def _missing(name: str, options: EvaluateOptions, data: Dataset, opened: OpenedModels) -> tuple[str, str] | None:
     baseline = ("a model to compare with", "give --baseline ORIGINAL.onnx")
     have = {
-        "baseline": (BASELINE in bench.runners, baseline),
-        "fidelity": (BASELINE in bench.runners or data.has_reference, baseline),
+        "baseline": (BASELINE in opened.runners, baseline),
+        "fidelity": (BASELINE in opened.runners or data.has_reference, baseline),
         "labels": (data.has_labels, ("labelled data", "give --data with labels")),
         "latency": (options.measures_time, ("latency", "leave out --no-latency and --no-timing")),
         "train": (options.train_data is not None, ("training data", "give --train-data")),
@@ -123,42 +123,42 @@ def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: OpenedMo
 
 
 def _train_metrics(
-    bench: OpenedModels, options: EvaluateOptions, progress: Progress
+    opened: OpenedModels, options: EvaluateOptions, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], int]:
     if options.train_samples is None:
         return {}, 0
-    data = options.train_samples.open(bench.specs, bench.first.outputs)
+    data = options.train_samples.open(opened.specs, opened.first.outputs)
     if not data.has_labels:
         raise PruneError(f"{options.train_samples.text} has no labels", "the train-test gap needs them")
     found = run_pass(
-        bench.runners,
+        opened.runners,
         data,
         options.batch_size,
         asked=options.asked,
         progress=progress,
         label="evaluating the training data",
     )
-    return {role: found.metrics(role, options.average) for role in bench.runners}, len(data)
+    return {role: found.metrics(role, options.average) for role in opened.runners}, len(data)
 
 
 def _latency(
-    bench: OpenedModels, data: Dataset, options: EvaluateOptions, progress: Progress
+    opened: OpenedModels, data: Dataset, options: EvaluateOptions, progress: Progress
 ) -> tuple[dict[str, Latency], Speedup | None, str]:
     """Time all models on the same first samples, in turn. Return the times, the speedup over the baseline, and why it
     is below the reduction of work; nothing where no time is asked for."""
     if not options.measures_time:
         return {}, None, ""
     given = None if options.data is None else data
-    batch = first_batch(bench, given, options.dims, seed=options.seed, size=options.latency_batch)
-    runs = prepare_runs(bench, batch)
+    batch = first_batch(opened, given, options.dims, seed=options.seed, size=options.latency_batch)
+    runs = prepare_runs(opened, batch)
     how = TimingOptions(
-        options.execution.thread_count, bench.first.provider, batch.count + batch.padded,
+        options.execution.thread_count, opened.first.provider, batch.count + batch.padded,
         pairs=options.latency_runs, seed=options.seed,
     )  # fmt: skip
     if BASELINE not in runs:
         return measure(runs, how, progress), None, ""
     timed = measure_pair(runs[MODEL], runs[BASELINE], how, progress=progress)
-    because = explain(bench, batch.feed, timed, execution=options.execution)
+    because = explain(opened, batch.feed, timed, execution=options.execution)
     return {MODEL: timed.model, BASELINE: timed.baseline}, timed.gain, because
 
 
@@ -169,11 +169,11 @@ def _undecided(gain: Speedup | None, gate: Gate) -> str:
     return gain.undecided(gate.limit) if gate.name == "latency.speedup" else gain.reason
 
 
-def _scored(bench: OpenedModels, data: Dataset, options: EvaluateOptions, done: EvaluationPass) -> dict[str, Scored]:
+def _scored(opened: OpenedModels, data: Dataset, options: EvaluateOptions, done: EvaluationPass) -> dict[str, Scored]:
     """The size and the metrics of each model, by its role."""
     found = {}
-    for role, runner in bench.runners.items():
-        file, predictions = bench.files[role], done.predictions.get(role)
+    for role, runner in opened.runners.items():
+        file, predictions = opened.files[role], done.predictions.get(role)
         dims = data_dims(data, runner.inputs, runner.session.inputs)
         classes = options.per_class and predictions is not None and not predictions.reading.regression
         found[role] = Scored(
@@ -197,8 +197,8 @@ def _differences(done: EvaluationPass, progress: Progress) -> dict[str, Signific
     return found
 
 
-def _notes(bench: OpenedModels, done: EvaluationPass) -> list[str]:
-    notes = [f"matched by position: {name}" for r in bench.runners.values() for name in r.renamed]
+def _notes(opened: OpenedModels, done: EvaluationPass) -> list[str]:
+    notes = [f"matched by position: {name}" for r in opened.runners.values() for name in r.renamed]
     for role, predictions in done.predictions.items():
         if predictions.invalid:
             notes.append(f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong")

@@ -82,17 +82,17 @@ class MeasuredSpeed:
         }
 
 
-def first_batch(bench: OpenedModels, data: Dataset | None, dims: Dims, seed: int, size: int = 1) -> Batch:
+def first_batch(opened: OpenedModels, data: Dataset | None, dims: Dims, seed: int, size: int = 1) -> Batch:
     """Return the inputs of a timed run: `size` samples, or the number that the model or a stated dimension fixes; from
     the data, or random."""
     if data is None:
-        return next(bench.random_data(1, seed, dims, batch=size).batches(size))
-    size = size if size > 1 else _stated_batch(bench, dims) or 1
+        return next(opened.random_data(1, seed, dims, batch=size).batches(size))
+    size = size if size > 1 else _stated_batch(opened, dims) or 1
     return next(data.take(data.fixed_batch or size).batches(size))
 
 
-def _stated_batch(bench: OpenedModels, dims: Dims) -> int | None:
-    for spec in bench.specs:
+def _stated_batch(opened: OpenedModels, dims: Dims) -> int | None:
+    for spec in opened.specs:
         if spec.name in dims.shapes:
             return dims.shapes[spec.name][0]
         if spec.shape and isinstance(spec.shape[0], str) and spec.shape[0] in dims.sizes:
@@ -100,9 +100,9 @@ def _stated_batch(bench: OpenedModels, dims: Dims) -> int | None:
     return None
 
 
-def prepare_runs(bench: OpenedModels, batch: Batch) -> dict[str, PreparedRun]:
+def prepare_runs(opened: OpenedModels, batch: Batch) -> dict[str, PreparedRun]:
     """Return every model prepared to run on the batch, by role."""
-    return {role: each.session.prepared(each.feed(batch.feed)) for role, each in bench.runners.items()}
+    return {role: each.session.prepared(each.feed(batch.feed)) for role, each in opened.runners.items()}
 
 
 def measure_speed(
@@ -111,28 +111,28 @@ def measure_speed(
     """Time a model beside its baseline for a few seconds, at the batch and the shapes of a command's options. Models
     that cannot be run say why in `reason`."""
     try:
-        bench = open_models({MODEL: model, BASELINE: baseline}, options.timed_execution)
-        data = _given(bench, options)
-        batch = first_batch(bench, data, options.stated_dims, seed=options.seed)
-        runs = prepare_runs(bench, batch)
+        opened = open_models({MODEL: model, BASELINE: baseline}, options.timed_execution)
+        data = _given(opened, options)
+        batch = first_batch(opened, data, options.stated_dims, seed=options.seed)
+        runs = prepare_runs(opened, batch)
     except PruneError as error:
         return MeasuredSpeed(None, {}, error.message)
     how = TimingOptions(
-        options.timed_execution.thread_count, bench.first.provider, batch.count + batch.padded,
+        options.timed_execution.thread_count, opened.first.provider, batch.count + batch.padded,
         seconds=REPORT_SECONDS, seed=options.seed,
     )  # fmt: skip
     pair = measure_pair(runs[MODEL], runs[BASELINE], how, progress=progress)
     shapes = {name: list(np.shape(value)) for name, value in batch.feed.items()}
     slow = sum(run.seconds for run in runs.values()) > SLOW_SECONDS
-    why = "" if slow else explain(bench, batch.feed, pair, execution=options.timed_execution)
+    why = "" if slow else explain(opened, batch.feed, pair, execution=options.timed_execution)
     return MeasuredSpeed(pair, shapes, why=why)
 
 
-def _given(bench: OpenedModels, options: TimedOptions) -> Dataset | None:
+def _given(opened: OpenedModels, options: TimedOptions) -> Dataset | None:
     """The data of the options; None where it is synthetic, since times do not depend on the values."""
     if options.source is None or options.source.synthetic:
         return None
-    return options.source.open(bench.specs, bench.first.outputs)
+    return options.source.open(opened.specs, opened.first.outputs)
 
 
 CALIBRATED = 64
@@ -142,8 +142,8 @@ CALIBRATED = 64
 def measure_int8(model: Path, baseline: Path, options: TimedOptions, progress: Progress = no_progress) -> MeasuredSpeed:
     """As `measure_speed`, of both models quantised by onnxruntime on samples of the data, or on random inputs."""
     try:
-        bench = open_models({BASELINE: baseline}, options.timed_execution)
-        feeds = _calibration(bench, options)
+        opened = open_models({BASELINE: baseline}, options.timed_execution)
+        feeds = _calibration(opened, options)
         with Scratch() as folder:
             paths = {MODEL: model, BASELINE: baseline}
             files = {role: quantise(paths[role], feeds, folder, name=role) for role in progress(paths, "quantising")}
@@ -163,10 +163,12 @@ def int8_alone(model: Path, options: TimedOptions, folder: Path) -> Path:
     )
 
 
-def _calibration(bench: OpenedModels, options: TimedOptions) -> list[Mapping[str, Any]]:
+def _calibration(opened: OpenedModels, options: TimedOptions) -> list[Mapping[str, Any]]:
     """Return the inputs of some runs: samples of the data, or random."""
-    given = _given(bench, options)
-    data = bench.random_data(CALIBRATED, options.seed, options.stated_dims) if given is None else given.take(CALIBRATED)
+    given = _given(opened, options)
+    data = (
+        opened.random_data(CALIBRATED, options.seed, options.stated_dims) if given is None else given.take(CALIBRATED)
+    )
     return [batch.feed for batch in data.batches(data.fixed_batch or 1)]
 
 
@@ -208,20 +210,22 @@ class _TimeByNode:
         )
 
 
-def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execution: Execution) -> str:
+def explain(opened: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execution: Execution) -> str:
     """Return a sentence on where the time of the model goes; empty where the speedup matches the reduction of work, or
     where the models cannot be compared operator by operator."""
-    if pair.gain.reason or bench.runners[BASELINE].renamed:
+    if pair.gain.reason or opened.runners[BASELINE].renamed:
         return ""
     shapes = {name: tuple(np.shape(value)) for name, value in feed.items()}
-    work = [count_macs(file, concrete_shapes(file, Dims(shapes=shapes))).total for file in bench.files.values()]
+    work = [count_macs(file, concrete_shapes(file, Dims(shapes=shapes))).total for file in opened.files.values()]
     once = (pair.model.median + pair.baseline.median) / 1e3
     if not work[0] or not work[1] or pair.gain.high >= NEAR * work[1] / work[0] or once > SLOW_SECONDS:
         return ""
-    paths = [bench.files[role].path for role in (BASELINE, MODEL)]
+    paths = [opened.files[role].path for role in (BASELINE, MODEL)]
     found = profiles(paths, feed, execution.open, seconds=PROFILE_SECONDS)
     plain = net_of_timing(found, float(np.quantile(pair.baseline.times, QUARTILE)))
-    before, after = (_TimeByNode.of(bench.files[role], own) for role, own in zip((BASELINE, MODEL), plain, strict=True))
+    before, after = (
+        _TimeByNode.of(opened.files[role], own) for role, own in zip((BASELINE, MODEL), plain, strict=True)
+    )
     if work[0] >= work[1]:
         return f"The work is the same; most of the time is that of {_most(plain[1])}."
     cause = _cause(before, after, work[1] / work[0])

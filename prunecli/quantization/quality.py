@@ -31,7 +31,7 @@ def labelled_samples(file: Model, options: QuantizeOptions) -> Dataset | None:
 
 def measured_quality(model: Path, quantised: Path, data: Dataset, options: QuantizeOptions) -> Quality:
     """Raises PruneError: no output answers the labels."""
-    bench = open_models({BASELINE: model, MODEL: quantised}, options.execution)
-    done = run_pass(bench.runners, data, options.batch_size)
+    opened = open_models({BASELINE: model, MODEL: quantised}, options.execution)
+    done = run_pass(opened.runners, data, options.batch_size)
     found = {role: compute_metrics(each) for role, each in done.predictions.items()}
     return Quality(len(data), data.source, found[BASELINE], after=found[MODEL])

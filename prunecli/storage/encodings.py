@@ -149,9 +149,9 @@ class EncodedTensor:
         return Stream("values", self.dtype, shape, compute=compute)
 
 
-def shifted(subject: EncodedTensor) -> Array:
+def shifted(tensor: EncodedTensor) -> Array:
     """The elements with zeros where they are what most are."""
-    return subject.array ^ np.asarray(subject.fill, subject.array.dtype) if np.any(subject.fill) else subject.array
+    return tensor.array ^ np.asarray(tensor.fill, tensor.array.dtype) if np.any(tensor.fill) else tensor.array
 
 
 def _with_fill(found: Encoded, fill: int | Array, shape: Shape) -> Encoded:
@@ -194,7 +194,7 @@ ENCODINGS: dict[str, Encoding] = {}
 
 
 def encoding(name: str) -> Callable[[Encoding], Encoding]:
-    """Register `(subject, its elements as rows, bytes to beat) -> what would be stored`, None where it does not
+    """Register `(tensor, its elements as rows, bytes to beat) -> what would be stored`, None where it does not
     apply or is not smaller."""
 
     def add(function: Encoding) -> Encoding:
@@ -204,61 +204,61 @@ def encoding(name: str) -> Callable[[Encoding], Encoding]:
     return add
 
 
-def choose(subject: EncodedTensor, names: tuple[str, ...] | None = None) -> Encoded | None:
+def choose(tensor: EncodedTensor, names: tuple[str, ...] | None = None) -> Encoded | None:
     """The smallest of the named encodings (default: all), of equal ones the later; None if dense is smaller."""
-    size = subject.array.size
-    if not 0 < size <= LARGEST or size * max(subject.array.itemsize, POSITION_BYTES) > FOLDED_UP_TO:
+    size = tensor.array.size
+    if not 0 < size <= LARGEST or size * max(tensor.array.itemsize, POSITION_BYTES) > FOLDED_UP_TO:
         return None
-    if np.any(subject.fill):
-        varied = not isinstance(subject.fill, int)
-        if varied and subject.inlined:
+    if np.any(tensor.fill):
+        varied = not isinstance(tensor.fill, int)
+        if varied and tensor.inlined:
             return None
-        found = choose(replace(subject, array=shifted(subject), fill=0), ELEMENTS if varied else names)
-        return None if found is None else _with_fill(found, subject.fill, subject.shape)
-    rows = Rows(np.ascontiguousarray(subject.array).reshape(-1))
+        found = choose(replace(tensor, array=shifted(tensor), fill=0), ELEMENTS if varied else names)
+        return None if found is None else _with_fill(found, tensor.fill, tensor.shape)
+    rows = Rows(np.ascontiguousarray(tensor.array).reshape(-1))
     best: Encoded | None = None
     for name, plan in ENCODINGS.items():
-        limit = subject.array.nbytes if best is None else best.nbytes
-        if (names is None or name in names) and (found := plan(subject, rows, limit)) and found.nbytes <= limit:
+        limit = tensor.array.nbytes if best is None else best.nbytes
+        if (names is None or name in names) and (found := plan(tensor, rows, limit)) and found.nbytes <= limit:
             best = found
     return best
 
 
 @encoding("mask")
-def mask(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
+def mask(tensor: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     """bits -> positions of the set ones -> values scattered there; where positions would have no shape, bits -> how
     many are set up to each -> values looked up, which takes more memory."""
     if not rows.count:
         return None
-    if subject.inlined:
-        return Encoded("mask", _looked_up(subject, rows.count))
+    if tensor.inlined:
+        return Encoded("mask", _looked_up(tensor, rows.count))
     places = _by_bits(len(rows.values), rows.count, _bits)
-    return Encoded("mask", _elements(subject, places, rows.count, compute=_at_bits), overhead=subject.overhead)
+    return Encoded("mask", _elements(tensor, places, rows.count, compute=_at_bits), overhead=tensor.overhead)
 
 
 @encoding("gaps")
-def gaps(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
+def gaps(tensor: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     """distances -> their running sum is the positions -> values scattered there."""
-    if rows.count * (1 + subject.array.itemsize) > limit:
+    if rows.count * (1 + tensor.array.itemsize) > limit:
         return None
     places = _by_gaps(rows.entries, _gaps)
-    return Encoded("gaps", _elements(subject, places, rows.entries, compute=_at_gaps), overhead=subject.overhead)
+    return Encoded("gaps", _elements(tensor, places, rows.entries, compute=_at_gaps), overhead=tensor.overhead)
 
 
 @encoding("blocks")
-def blocks(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
+def blocks(tensor: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     """positions of blocks -> rows of values scattered there -> blocks put in their places."""
-    if len(subject.shape) < 2 or rows.count * subject.array.itemsize > limit:
+    if len(tensor.shape) < 2 or rows.count * tensor.array.itemsize > limit:
         return None
     best: Encoded | None = None
-    height, width = subject.shape[0], math.prod(subject.shape[1:])
-    nonzero = (words(subject.array) != 0).reshape(height, width)
-    for r, c in _edges(height, width, math.prod(subject.shape[2:])):
-        most = limit / (r * c * subject.array.itemsize)
+    height, width = tensor.shape[0], math.prod(tensor.shape[1:])
+    nonzero = (words(tensor.array) != 0).reshape(height, width)
+    for r, c in _edges(height, width, math.prod(tensor.shape[2:])):
+        most = limit / (r * c * tensor.array.itemsize)
         tiles = nonzero.reshape(height // r, r, width // c, c)
         sample = tiles[:: max(1, len(tiles) // SAMPLE)]
         if _kept(sample) * len(tiles) / len(sample) <= 1.2 * most and 0 < _kept(tiles) <= most:
-            found = _blocked(subject, r, c)
+            found = _blocked(tensor, r, c)
             if found.nbytes <= limit:
                 best, limit = found, found.nbytes - 1  # of equal ones, the first
     return best
@@ -269,21 +269,21 @@ def _kept(tiles: Array) -> int:
 
 
 @encoding("windows")
-def windows(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
+def windows(tensor: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     """positions inside each window -> values scattered along the window's axis."""
     best: Encoded | None = None
-    nonzero = words(subject.array) != 0
-    for axis, width in product(range(len(subject.shape)), WINDOWS):
+    nonzero = words(tensor.array) != 0
+    for axis, width in product(range(len(tensor.shape)), WINDOWS):
         bits = POSITION_BITS[width]
-        cost = subject.array.itemsize + bits / 8
-        if subject.shape[axis] % width or rows.count * cost + OVERHEAD > limit:
+        cost = tensor.array.itemsize + bits / 8
+        if tensor.shape[axis] % width or rows.count * cost + OVERHEAD > limit:
             continue
         view = _windows(nonzero, axis, width)
         windows, most = view.shape[0] * view.shape[2], (limit - OVERHEAD) / cost
         if _fullest(view[:SAMPLE]) * windows > most:
             continue
         if 0 < (keep := _fullest(view)) < width and keep * windows <= most:
-            found = _windowed(subject, axis, width, keep=keep, bits=bits)
+            found = _windowed(tensor, axis, width, keep=keep, bits=bits)
             if found.nbytes <= limit:
                 best, limit = found, found.nbytes - 1
     return best
@@ -323,15 +323,15 @@ def _by_bits(rows: int, count: int, compute: Callable[[Array], Array]) -> Op:
     return Op("Compress", (numbers(), flags), shape=(count,))
 
 
-def _looked_up(subject: EncodedTensor, count: int) -> Op:
+def _looked_up(tensor: EncodedTensor, count: int) -> Op:
     """w = values[flag * (flags so far)], with a zero as the first value."""
-    size = subject.array.size
+    size = tensor.array.size
     stored = Stream("bits", ir.DataType.UINT8, (-(-size // 8),), compute=_bits)
     flags = reshape(Op("Gather", (Fixed.of(BITS, "int32"), cast(stored, ir.DataType.INT32))), (-1,))
     if size % 8:
         flags = Op("Slice", (flags, Fixed.of([0], "int64"), Fixed.of([size], "int64")))
     index = Op("Mul", (Op("CumSum", (flags, Fixed.of(0, "int32"))), flags))
-    return Op("Gather", (subject.values((count + 1,), _led_by_zero), reshape(index, subject.shape)))
+    return Op("Gather", (tensor.values((count + 1,), _led_by_zero), reshape(index, tensor.shape)))
 
 
 def _led_by_zero(array: Array) -> Array:
@@ -349,10 +349,10 @@ def _by_gaps(entries: int, compute: Callable[[Array], Array]) -> Op:
     return Op("CumSum", (cast(stored, ir.DataType.INT32), Fixed.of(0, "int32")))
 
 
-def _elements(subject: EncodedTensor, places: Op, count: int, compute: Callable[[Array], Array]) -> Op:
-    flat = zeros((subject.array.size,), subject.dtype)
-    made = Op("ScatterElements", (flat, places, subject.values((count,), compute)))
-    return made if len(subject.shape) == 1 else reshape(made, subject.shape)
+def _elements(tensor: EncodedTensor, places: Op, count: int, compute: Callable[[Array], Array]) -> Op:
+    flat = zeros((tensor.array.size,), tensor.dtype)
+    made = Op("ScatterElements", (flat, places, tensor.values((count,), compute)))
+    return made if len(tensor.shape) == 1 else reshape(made, tensor.shape)
 
 
 def _windows(array: Array, axis: int, width: int) -> Array:
@@ -367,8 +367,8 @@ def _chosen(array: Array, axis: int, width: int, keep: int) -> Array:
     return np.sort(np.argsort(zero, axis=1, kind="stable")[:, :keep], axis=1)
 
 
-def _windowed(subject: EncodedTensor, axis: int, width: int, keep: int, bits: int) -> Encoded:
-    view = _windows(subject.array, axis, width)
+def _windowed(tensor: EncodedTensor, axis: int, width: int, keep: int, bits: int) -> Encoded:
+    view = _windows(tensor.array, axis, width)
     shape, each = (view.shape[0], keep, view.shape[2]), 8 // bits
     size = math.prod(shape)
     stored = Stream("codes", ir.DataType.UINT8, (-(-size // each),), compute=partial(_codes, axis, width, keep, bits))
@@ -377,9 +377,9 @@ def _windowed(subject: EncodedTensor, axis: int, width: int, keep: int, bits: in
     places = reshape(found, (-1,))
     if size % each:
         places = Op("Slice", (places, Fixed.of([0], "int64"), Fixed.of([size], "int64")))
-    values = subject.values(shape, partial(_at_windows, axis, width, keep))
-    dense = Op("ScatterElements", (zeros(view.shape, subject.dtype), reshape(places, shape), values), (("axis", 1),))
-    return Encoded("windows", reshape(dense, subject.shape), f"{keep}:{width}")
+    values = tensor.values(shape, partial(_at_windows, axis, width, keep))
+    dense = Op("ScatterElements", (zeros(view.shape, tensor.dtype), reshape(places, shape), values), (("axis", 1),))
+    return Encoded("windows", reshape(dense, tensor.shape), f"{keep}:{width}")
 
 
 def _codes(axis: int, width: int, keep: int, bits: int, array: Array) -> Array:
@@ -403,22 +403,22 @@ def _as_blocks(r: int, c: int, array: Array) -> Rows:
     return Rows(np.ascontiguousarray(tiles).reshape(-1, r * c))
 
 
-def _blocked(subject: EncodedTensor, r: int, c: int) -> Encoded:
-    rows = _as_blocks(r, c, subject.array)
-    few = subject.inlined or len(rows.values) >= 8 * (rows.entries + (rows.entries - rows.count) * rows.values.itemsize)
+def _blocked(tensor: EncodedTensor, r: int, c: int) -> Encoded:
+    rows = _as_blocks(r, c, tensor.array)
+    few = tensor.inlined or len(rows.values) >= 8 * (rows.entries + (rows.entries - rows.count) * rows.values.itemsize)
     count = rows.entries if few else rows.count
     at: Callable[[Rows], Array] = Rows.gaps if few else Rows.bits
     where = partial(_of_blocks, r, c, at)
     places: Node = _by_gaps(count, where) if few else _by_bits(len(rows.values), count, where)
-    values = subject.values((count, r * c), partial(_of_blocks, r, c, Rows.at_gaps if few else Rows.at_bits))
+    values = tensor.values((count, r * c), partial(_of_blocks, r, c, Rows.at_gaps if few else Rows.at_bits))
     index = reshape(cast(places, ir.DataType.INT64), (count, 1))
-    made = Op("ScatterND", (zeros(rows.values.shape, subject.dtype), index, values))
-    height = subject.shape[0]
-    width = subject.array.size // height
+    made = Op("ScatterND", (zeros(rows.values.shape, tensor.dtype), index, values))
+    height = tensor.shape[0]
+    width = tensor.array.size // height
     if r > 1 and c < width:
         tiles = reshape(made, (height // r, width // c, r, c))
         made = Op("Transpose", (tiles,), (("perm", (0, 2, 1, 3)),))
-    return Encoded("blocks", reshape(made, subject.shape), f"{r}x{c}")
+    return Encoded("blocks", reshape(made, tensor.shape), f"{r}x{c}")
 
 
 def _of_blocks(r: int, c: int, part: Callable[[Rows], Array], array: Array) -> Array:

@@ -65,26 +65,26 @@ WIDE = {"float16": (ir.DataType.FLOAT, ir.DataType.DOUBLE),
 """What each may stand in for: onnxruntime has no bfloat16 arithmetic on the CPU."""
 
 
-def choose_narrow(subject: EncodedTensor, name: str) -> Encoded | None:
+def choose_narrow(tensor: EncodedTensor, name: str) -> Encoded | None:
     """The smallest encoding of the narrow values, with the operators that widen them; None where this does not
     apply: vectors, types as narrow already, NaN and infinity."""
-    if not applies(subject.array, subject.dtype, name):
+    if not applies(tensor.array, tensor.dtype, name):
         return None
     how = VALUES[name]
-    small = EncodedTensor(how.apply(subject.array), how.dtype, subject.inlined)
+    small = EncodedTensor(how.apply(tensor.array), how.dtype, tensor.inlined)
     found = choose(small)
-    plain = Stream("values", how.dtype, subject.shape, compute=lambda array: array)
+    plain = Stream("values", how.dtype, tensor.shape, compute=lambda array: array)
     narrow = _narrowed(plain if found is None else found.chain, how)
-    chain = cast(narrow, subject.dtype) if how.scales is None else _scaled(narrow, how.scales, subject)
+    chain = cast(narrow, tensor.dtype) if how.scales is None else _scaled(narrow, how.scales, tensor)
     kind, detail = ("dense", "") if found is None else (found.encoding, found.detail)
     return Encoded(kind, chain, f"{detail} {name}".strip())
 
 
-def _scaled(narrow: Node, scales: Callable[[Array], Array], subject: EncodedTensor) -> Op:
-    made = scales(subject.array)
+def _scaled(narrow: Node, scales: Callable[[Array], Array], tensor: EncodedTensor) -> Op:
+    made = scales(tensor.array)
     dtype = ir.DataType.from_numpy(made.dtype)
     wide = Op("Mul", (cast(narrow, dtype), Stream("scales", dtype, made.shape, compute=scales)))
-    return wide if dtype == subject.dtype else cast(wide, subject.dtype)
+    return wide if dtype == tensor.dtype else cast(wide, tensor.dtype)
 
 
 def _narrowed(node: Node, how: Narrow) -> Node:
@@ -125,26 +125,26 @@ SPREAD_FROM = 8 << 20
 """Dense bytes from which chains are spread: below, the library itself takes as much memory, and passes take time."""
 
 
-def fit(subject: EncodedTensor, values: str = "exact") -> Encoded | None:
+def fit(tensor: EncodedTensor, values: str = "exact") -> Encoded | None:
     """The smallest encoding of a tensor, of each piece if it is large; None where dense is smaller or where
     onnxruntime would not fold."""
-    if subject.array.nbytes > FOLDED_UP_TO:
+    if tensor.array.nbytes > FOLDED_UP_TO:
         return None
-    narrow = values != "exact" and applies(subject.array, subject.dtype, values)
+    narrow = values != "exact" and applies(tensor.array, tensor.dtype, values)
 
     def best(part: EncodedTensor) -> Encoded | None:
         return choose_narrow(part, values) if narrow else choose(part)
 
-    axis, edges = cuts(subject.shape)
+    axis, edges = cuts(tensor.shape)
     if len(edges) == 2 or (narrow and axis > 0):  # pieces of one slice would have scales of their own
-        return best(subject)
+        return best(tensor)
     found = []
     for number, (start, stop) in enumerate(pairwise(edges)):
         where = (slice(None),) * axis + (slice(start, stop),)
-        fill = subject.fill
+        fill = tensor.fill
         if not isinstance(fill, int) and fill.shape[axis] > 1:
             fill = fill[where]
-        part = replace(subject, array=np.ascontiguousarray(subject.array[where]), fill=fill)
+        part = replace(tensor, array=np.ascontiguousarray(tensor.array[where]), fill=fill)
         found.append((best(part), _plain(part), where, number))
     return _joined([(encoded, _piece(encoded.chain if encoded else plain, where, number))
                     for encoded, plain, where, number in found], axis)  # fmt: skip
