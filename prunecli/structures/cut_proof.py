@@ -29,7 +29,6 @@ from prunecli.verify.inner_values import InnerValues
 from prunecli.verify.inputs import Case, Described, TakesInputs
 from prunecli.verify.pieces import Handed, ModelPiece, ModelPieces, Outlined, ValueTypes, divide, own
 from prunecli.verify.prove import (
-    RUN_UP_TO,
     Agreement,
     Claim,
     NothingRanError,
@@ -52,6 +51,8 @@ from prunecli.verify.tolerance import (
 )
 
 T = TypeVar("T")
+WHOLE_UP_TO = 128 << 20
+"""Bytes of a model that is proved as one piece: original, reference and result take twelve times as much."""
 FEW = 20
 """Sizes that are tried on a model in pieces."""
 HINT = "nothing was written; leave the layer out with --exclude, and please report the model"
@@ -61,9 +62,9 @@ HINT = "nothing was written; leave the layer out with --exclude, and please repo
 class CutProof:
     """What to prove about a staged file: that it is the original at `path` less what `forced` lists.
 
-    `cases` makes the inputs, given a session of the original, or its description. A model of more than RUN_UP_TO bytes,
-    or one for which there is too little memory, is proved in pieces, one at a time in memory: each runs on what the
-    reference yields before it.
+    `cases` makes the inputs, given a session of the original, or its description. A model of more than WHOLE_UP_TO
+    bytes, or one for which there is too little memory, is proved in pieces, one at a time in memory: each runs on what
+    the reference yields before it.
     """
 
     path: Path
@@ -80,7 +81,7 @@ class CutProof:
             OutOfMemoryError: there is no room for a piece.
             PruneError: naming the first tensor that differs.
         """
-        if stored_bytes(self.path) <= RUN_UP_TO:
+        if stored_bytes(self.path) <= WHOLE_UP_TO:
             with suppress(MemoryError, OutOfMemoryError):
                 return self._whole(staged)
         with Scratch() as folder:

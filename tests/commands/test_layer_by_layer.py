@@ -147,7 +147,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_error_in_a_late_layer_of_a_large_model_is_caught(
     language: Path, late: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cut_proof, "RUN_UP_TO", 0)
+    monkeypatch.setattr(cut_proof, "WHOLE_UP_TO", 0)
     monkeypatch.setattr(pieces, "PIECE", 1 << 14)
     in_pieces, target = cut_proof.CutProof._in_pieces, language.parent / "cut.onnx"
 

@@ -21,7 +21,7 @@ from tests.structures.cuts import carry_out, edit, net_file, shift_one, swap_row
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every proof, and every refusal, is the same where the model counts as too large to be run as a whole."""
     if request.param == "in pieces":
-        monkeypatch.setattr(cut_proof, "RUN_UP_TO", 0)
+        monkeypatch.setattr(cut_proof, "WHOLE_UP_TO", 0)
         monkeypatch.setattr(pieces, "PIECE", 1)
 
 
