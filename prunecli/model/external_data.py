@@ -131,6 +131,18 @@ def read_proto(path: Path) -> onnx.ModelProto:
     return model
 
 
+def portable(path: Path) -> dict[str, bytes]:
+    """The files of a model by name, the model's own first, as they can lie in one folder elsewhere: wherever its data
+    are, it refers to them by these names."""
+    model = read_proto(path)
+    names: dict[str, str] = {}
+    for tensor in external(model):
+        place, offset, _ = located(tensor)
+        refer(tensor, names.setdefault(place, f"{path.name}.{len(names)}"), offset)
+    found = {path.name: model.SerializeToString(deterministic=True)}
+    return found | {name: Path(place).read_bytes() for place, name in names.items()}
+
+
 def read_whole(path: Path) -> onnx.ModelProto:
     """A model file by the plain onnx package, external data included."""
     model = read_proto(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +20,7 @@ from prunecli.evaluation.gates import IN_THEIR_UNITS
 from prunecli.evaluation.sample_metrics import SampleMetric, find_metrics
 from prunecli.inputs import InputSpec
 from prunecli.model import Model, load
-from prunecli.model.external_data import external, located, read_proto, refer
+from prunecli.model.external_data import portable
 from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.runtime import Session, version
 from prunecli.search.options import AdaptiveOptions, TrialOptions
@@ -88,7 +87,8 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
     """
     given = SampleSubset.of_data(options.tried, data)
     pruner = open_pruner(file.path, options, given, progress=progress)
-    files, metric, provider = _files(file), samples.metric, options.execution.provider
+    files = {name: np.frombuffer(content, np.uint8) for name, content in portable(file.path).items()}
+    metric, provider = samples.metric, options.execution.provider
     identity = digest(
         content_digest(files), pruner.identity, _content(samples.batches),
         [metric.identity, metric.output, options.probes, provider], [__version__, version()],
@@ -112,18 +112,6 @@ def open_pruner(path: Path, options: TrialOptions, samples: DataOptions | None, 
         PruneError: an unknown name, or nothing can be pruned.
     """
     return (ZeroPruner if options.elements else StructurePruner)(path, options, samples, progress)
-
-
-def _files(file: Model) -> dict[str, Any]:
-    """Return the model's file, with its references renamed to the keys of the result, and its external data."""
-    names = {str(path): f"{file.path.name}.{number}" for number, path in enumerate(file.data_files)}
-    proto = read_proto(file.path)
-    for tensor in external(proto):
-        place, offset, _ = located(tensor)
-        refer(tensor, names[place], offset)
-    found = {file.path.name: proto.SerializeToString(deterministic=True)}
-    found |= {name: Path(path).read_bytes() for path, name in names.items()}
-    return {name: np.frombuffer(content, np.uint8) for name, content in found.items()}
 
 
 def _content(batches: Sequence[Batch]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -89,7 +90,7 @@ def carry_out(
     with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
         cut, recovery = _recovered(inspector, cut, positions)
-        check = inspector if recovery is None else inspector.measure
+        check = inspector if recovery is None else partial(inspector.as_fitted, cut)
         saved = save(replace(cuttable.file, ir=cut), place, saving, verify=check)
         speed = measured(place, cuttable.file.path, options, progress=progress) if options.timing else None
     if options.save_plan is not None:

@@ -8,15 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.copies import plain_path
 from prunecli.model.saving import objection
-from prunecli.structures.cut_proof import CutProof
+from prunecli.structures.cut_proof import HINT, CutProof
 from prunecli.structures.cut_reference import Forced
 from prunecli.structures.decision import layer_rows
 from prunecli.structures.prunable import Cuttable, less
 from prunecli.types import UNVERIFIED, LayerRow, Progress, Totals, Verification, no_progress
+from prunecli.verify.compare import check_tensors, placed
 from prunecli.verify.inputs import Case, TakesInputs, random_case, sizes_to_try, spare_cases
 
 if TYPE_CHECKING:
@@ -50,6 +53,17 @@ class CutInspector:
                 original, self.forced, self.cases, open=self.options.execution.open, progress=self.progress
             )
             self.verification = proof(staged)
+        self.measure(staged)
+
+    def as_fitted(self, fitted: ir.Model, staged: Path) -> None:
+        """Of a model whose cut was proved before it was refitted: what is stored is what was fitted.
+
+        Raises:
+            PruneError: it is not, or as `measure`.
+        """
+        if self.options.verify:
+            stored = {place: holder.tensor for place, holder in placed(fitted).items()}
+            check_tensors(stored, load(staged).ir, {}, hint=HINT, progress=self.progress)
         self.measure(staged)
 
     def measure(self, staged: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.masks.decide import Masked
 from prunecli.model import load
+from prunecli.model.external_data import portable
 from prunecli.model.floating import floats_of
 from prunecli.workers import Workers
 from prunecli.zeros.calibrated import CalibratedLayers, Part, Way
@@ -35,8 +37,8 @@ SENT = 1 << 30
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the samples, and all that the sums over it need. `files`: the model's content by name, the model first;
-    empty: it is where `path` says."""
+    """A part of the samples, and all that the sums over it need. `files`: the model as `portable` has it; empty: it is
+    where `path` says."""
 
     name: str
     path: Path
@@ -100,14 +102,15 @@ def shards_of(layers: CalibratedLayers, count: int, options: OneshotOptions, *, 
     file, way = layers.file, replace(layers.way, start=replace(options.execution, threads=1).open)
     paths = [file.path, *file.data_files]
     small = sum(path.stat().st_size for path in paths) <= SENT
-    files = {path.name: path.read_bytes() for path in paths} if sent and small else {}
+    files = portable(file.path) if sent and small else {}
+    sha256 = hashlib.sha256(next(iter(files.values()))).hexdigest() if files else file.sha256
     names = [layer.weight.holder.name for layer in layers.all]
     known = None if layers.importance is None else replace(layers.importance, store=Store(0))
     edges = [round(number * len(layers.feeds) / count) for number in range(count + 1)]
     name = f"{file.sha256}-{os.getpid()}-{time.time_ns()}"
     return [
         Shard(
-            name=f"{name}-{start}", path=file.path.resolve(), sha256=file.sha256, files=files, names=names,
+            name=f"{name}-{start}", path=file.path.resolve(), sha256=sha256, files=files, names=names,
             fixed=layers.fixed, way=way, memory=layers.store.limit, part=Part(start, len(layers.feeds)),
             feeds=[dict(feed) for feed in layers.feeds[start:stop]], importance=known,
         )

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import external_data_helper, helper, numpy_helper
 
 import prunecli
 from prunecli.calibration import fitted, grams, importance, layerwise
 from prunecli.errors import PruneError
 from prunecli.masks.patterns import parse_pattern
+from prunecli.model.external_data import portable, read_whole
 from prunecli.reconstruct import fit
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session
@@ -410,3 +411,38 @@ def test_a_cluster_gives_the_same_though_a_worker_is_killed(
     assert pruned(model, "b.onnx", **asked) == wanted
     monkeypatch.setattr(module, "OnCluster", DyingCluster)
     assert pruned(model, "b.onnx", **asked) == wanted
+
+
+def test_a_model_that_is_sent_has_its_data_beside_it(model: Path, tmp_path: Path) -> None:
+    """Wherever they lay, though they have one name."""
+    proto = onnx.load(model)
+    for tensor in proto.graph.initializer:
+        folder = tmp_path / ("a" if tensor.name == "w0" else "b b")
+        folder.mkdir(exist_ok=True)
+        with (folder / "data").open("ab") as file:
+            external_data_helper.set_external_data(tensor, f"{folder.name}/data", file.tell(), len(tensor.raw_data))
+            file.write(tensor.raw_data)
+        tensor.ClearField("raw_data")
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    files, elsewhere = portable(tmp_path / "m.onnx"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name, content in files.items():
+        (elsewhere / name).write_bytes(content)
+    assert list(files) == ["m.onnx", "m.onnx.0", "m.onnx.1"]
+    wanted, got = ({t.name: numpy_helper.to_array(t) for t in read_whole(path).graph.initializer}
+                   for path in (model, elsewhere / "m.onnx"))  # fmt: skip
+    assert wanted.keys() == got.keys() and all(np.array_equal(wanted[name], got[name]) for name in wanted)
+
+
+@pytest.mark.slow
+def test_a_cluster_takes_data_in_other_folders(model: Path, cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    onnx.save_model(onnx.load(model), tmp_path / "data" / "m.onnx", save_as_external_data=True, size_threshold=0,
+                    location="weights")  # fmt: skip
+    proto = onnx.load(tmp_path / "data" / "m.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "data/weights"
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    (tmp_path / "x.npy").write_bytes((model.parent / "x.npy").read_bytes())
+    target, asked = tmp_path / "m.onnx", {"shards": 3, "external_data": "never"}
+    assert pruned(target, "b.onnx", **asked, backend="dask", address=cluster) == pruned(target, "a.onnx", **asked)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from prunecli.data.options import DataOptions
@@ -16,6 +17,7 @@ from prunecli.reconstruct.refit import METHODS
 from prunecli.report.render import to_markdown
 from prunecli.runtime import Session
 from prunecli.structures.carry_out import StructuredResult
+from prunecli.structures.proof import CutInspector
 from prunecli.structures.structured import structured
 from prunecli.zeros.magnitude import magnitude
 from tests.tiny import ROOT
@@ -55,6 +57,23 @@ def test_with_data_the_default_recovers(recovered: StructuredResult, tmp_path: P
 
 def test_the_proof_is_of_the_cut(recovered: StructuredResult) -> None:
     assert recovered.verification.kind == "exact" and "before it was refitted" in recovered.verification.detail
+
+
+def test_what_was_refitted_is_stored_as_it_was_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof is of the cut before: a writer that errs after it is found, too."""
+    check = CutInspector.as_fitted
+
+    def damaged(self: CutInspector, fitted: ir.Model, staged: Path) -> None:
+        model = onnx.load(staged)
+        last = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        last.raw_data = bytes([last.raw_data[0] ^ 1]) + last.raw_data[1:]
+        onnx.save(model, staged)
+        check(self, fitted, staged)
+
+    monkeypatch.setattr(CutInspector, "as_fitted", damaged)
+    with pytest.raises(PruneError, match="was not stored as it should be"):
+        cut(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_budget_is_that_of_the_file(recovered: StructuredResult) -> None:
