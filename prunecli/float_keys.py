@@ -33,10 +33,10 @@ class KeyFormat:
 _FORMATS = {
     form.name: form
     for form in (
-        KeyFormat("float16", np.dtype(np.uint16), 0x7FFF, 0x7C00),
-        KeyFormat("bfloat16", np.dtype(np.uint16), 0x7FFF, 0x7F80),
-        KeyFormat("float32", np.dtype(np.uint32), 0x7FFF_FFFF, 0x7F80_0000),
-        KeyFormat("float64", np.dtype(np.uint64), 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0 << 48),
+        KeyFormat("float16", np.dtype(np.uint16), 0x7FFF, limit=0x7C00),
+        KeyFormat("bfloat16", np.dtype(np.uint16), 0x7FFF, limit=0x7F80),
+        KeyFormat("float32", np.dtype(np.uint32), 0x7FFF_FFFF, limit=0x7F80_0000),
+        KeyFormat("float64", np.dtype(np.uint64), 0x7FFF_FFFF_FFFF_FFFF, limit=0x7FF0 << 48),
     )
 }
 

@@ -222,18 +222,6 @@ OUTSIDE = {"helper", "ir", "np", "onnx"}
 NOT_OURS = {"__init__", "columns", "matmul", "reshape", "slice", "tie", "transpose"}
 """Methods of numpy or a base class with the name of one of the package; a callable that is an argument; and builders of
 graphs, which take their operands by position: (value, axis, value, axis)."""
-CHANGING = {
-    "calibration/layerwise.py",
-    "float_keys.py",
-    "inspection/distribution.py",
-    "inspection/inspect.py",
-    "inspection/report.py",
-    "reconstruct/fit.py",
-    "reconstruct/sparsegpt.py",
-    "zeros/calibrated.py",
-    "zeros/layer_by_layer.py",
-}
-"""Files that others are changing; they follow."""
 
 
 @cache
@@ -263,8 +251,7 @@ def long_calls(tree: ast.Module, own: Collection[str]) -> Iterator[str]:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_calls_stay_readable(module: Path) -> None:
-    own = set() if str(module.relative_to(PACKAGE)) in CHANGING else own_names()
-    assert list(long_calls(parse(module), own)) == []
+    assert list(long_calls(parse(module), own_names())) == []
 
 
 def test_the_checks_see_a_long_call() -> None:

@@ -294,7 +294,11 @@ class Walk:
                 problem, "measure by what needs no run of the whole model: --allocate uniform or predicted"
             )
         alone = variants[0] if len(variants) == 1 else {}  # a constant, which onnxruntime fuses
-        piece = self._piece(nodes, asked, hidden, alone, [] if alone else list(variants[0])) if asked else None
+        piece = (
+            self._piece(nodes, asked, hidden, contents=alone, free=[] if alone else list(variants[0]))
+            if asked
+            else None
+        )
         for batch in range(self.batches) if batches is None else batches:
             held = {name: self.read(name, batch) for name in names if name not in asked}
             yield [held | (piece.run(batch, {} if alone else one) if piece else {}) for one in variants]
@@ -365,7 +369,7 @@ class Walk:
             unmap(tensor)
         graph.input.extend(self._typed(name) for name in read)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return _Piece(self, read, list(outputs), self._open(model, mode="float weights"))
+        return _Piece(self, read, list(outputs), session=self._open(model, mode="float weights"))
 
     def _empty(self) -> onnx.ModelProto:
         model = onnx.ModelProto(ir_version=self._model.ir_version)

@@ -77,7 +77,7 @@ def distribution(weights: Sequence[Weight], progress: Progress = no_progress) ->
     size = sum(weight.size for weight in weights)
     found = [Threshold(value, n, n / size) for value, n in zip([*wanted, *steps], counts.tolist(), strict=True)]
     result.hints = [
-        Threshold(t.value, t.below, t.sparsity, f) for t, f in zip(found[: len(wanted)], FRACTIONS, strict=True)
+        Threshold(t.value, t.below, t.sparsity, wanted=f) for t, f in zip(found[: len(wanted)], FRACTIONS, strict=True)
     ]
     result.steps = found[len(wanted) :]
     return result

@@ -123,7 +123,7 @@ def inspect(
         about=_about(file),
         inputs=shapes.inputs,
         assumed=shapes.assumed,
-        layers=_layers(floats, weights, macs, nonzero),
+        layers=_layers(floats, weights, macs, nonzero=nonzero),
         skipped=weights.skipped,
         notes=[
             *file.notes,

@@ -65,7 +65,7 @@ def to_json(found: Inspection) -> Json:
     if found.distribution:
         extra["distribution"] = _distribution_json(found.distribution)
     layers = [_row(found, layer) for layer in found.layers]
-    return report_json(found, "inspect", layers, found.skipped, sparsity=found.sparsity, extra=extra)
+    return report_json(found, "inspect", layers, skipped=found.skipped, sparsity=found.sparsity, extra=extra)
 
 
 def _row(found: Inspection, layer: InspectedLayer) -> LayerRow:
@@ -151,7 +151,7 @@ def graph_sections(graph: GraphView) -> list[Section]:
     )
     rows = [(layer.name, layer.kind, layer.units or None, layer.importance) for layer in graph.layers]
     note = "importance: PageRank of its units, from the outputs backwards through what each reads, added up"
-    table = Table(f"Unit graph: {said}", columns, rows, note, top=TOP, level=Level.NORMAL)
+    table = Table(f"Unit graph: {said}", columns, rows, note=note, top=TOP, level=Level.NORMAL)
     return [table, _drawn(graph)]
 
 
@@ -182,7 +182,7 @@ def _drawn(graph: GraphView) -> Chart:
     for size, (name, some_points) in enumerate(zip(QUARTERS, points, strict=True)):
         if some_points:
             across, up, labels = zip(*some_points, strict=True)
-            series.append(Series(name, across, up, "points", labels=labels, width=3.0 + 1.5 * size))
+            series.append(Series(name, across, up, draw="points", labels=labels, width=3.0 + 1.5 * size))
     axes = ChartAxis("layer: inputs, then in the order of the network"), ChartAxis("units, the most important on top")
     note = "Lines lead from a layer to what reads it; their width is the importance that they hand on."
     return Chart("Unit graph", [Panel(series)], *axes, note)
@@ -206,7 +206,7 @@ def _links(graph: GraphView, place: Mapping[int, int], depth: float) -> Iterator
                 x.append(x[-1])
                 y.append(None)
         if x:
-            yield Series(name, x, y, "path", width=width)
+            yield Series(name, x, y, draw="path", width=width)
 
 
 ARC = 16
@@ -294,7 +294,8 @@ def _layer_table(found: Inspection) -> Table:
         "Layers",
         columns,
         rows,
-        "in brackets: operators that multiply without a prunable weight" * any(not layer.weight for layer in shown),
+        note="in brackets: operators that multiply without a prunable weight"
+        * any(not layer.weight for layer in shown),
         top=TOP,
         top_by="params",
     )
@@ -312,7 +313,7 @@ def _others(found: Inspection) -> Table:
     for kind, tensors in kinds.items():
         group = [layer for layer in found.layers if layer.kind == kind]
         rows.append((kind, tensors, sum(layer.params for layer in group), sum(layer.bytes for layer in group)))
-    return Table("Other kinds", columns, rows, "left alone unless --also names them")
+    return Table("Other kinds", columns, rows, note="left alone unless --also names them")
 
 
 def _distribution_tables(found: Inspection) -> list[Section]:
@@ -368,7 +369,7 @@ def _hint_table(measured: Distribution) -> Table:
     columns = (Column("to zero", "percent"), Column("use --threshold", "number"), Column("zeroes", "percent"))
     rows = [(hint.wanted, hint.value, hint.sparsity) for hint in measured.hints]
     note = "--sparsity S zeroes exactly that fraction without a threshold"
-    return Table("Choosing a threshold", columns, rows, note, level=Level.NORMAL)
+    return Table("Choosing a threshold", columns, rows, note=note, level=Level.NORMAL)
 
 
 def _pattern_table(found: Inspection) -> Table:
@@ -383,7 +384,7 @@ def _pattern_table(found: Inspection) -> Table:
     title = f"{n}:{m} along the inputs of each output: {follow} of {len(rows)} weights follow it"
     unused = any(fit.doubts for fit in found.patterns.values())
     note = "TensorRT times sparse and dense kernels, and takes the faster" if unused else ""
-    return Table(title, columns, rows, note, top=TOP, level=Level.NORMAL)
+    return Table(title, columns, rows, note=note, top=TOP, level=Level.NORMAL)
 
 
 MOST = 30
@@ -398,7 +399,7 @@ def share_bars(found: Inspection) -> Iterator[Section]:
         series = [("parameters", [layer.params / totals.params if totals.params else None for layer in layers])]
         if totals.macs:
             series.append(("MACs", [None if layer.macs is None else layer.macs / totals.macs for layer in layers]))
-        yield Bars("Share of the model", names, series, "percent")
+        yield Bars("Share of the model", names, series, form="percent")
 
 
 def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[Section]:
@@ -406,14 +407,14 @@ def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[S
     steps = [step for step in measured.steps if step.value > 0]
     if steps:
         curve = Series("", [0.0, *(s.value for s in steps)], [0.0, *(s.sparsity for s in steps)])
-        yield Chart("Zeros by threshold", [Panel([curve])], ChartAxis("--threshold"), ChartAxis("zeros", "percent"))
+        yield Chart("Zeros by threshold", [Panel([curve])], ChartAxis("--threshold"), y=ChartAxis("zeros", "percent"))
     layers = [layer for layer in found.prunable if layer.weight in measured.spreads]
     largest = sorted(layers, key=lambda layer: -layer.params)[:MOST]
     panels = []
     for layer in (layer for layer in layers if layer in largest):
         spread = measured.spreads[layer.weight]
         edges = np.linspace(0, spread.largest or 1.0, len(spread.picture) + 1).tolist()
-        panels.append(Panel([Series("weights", edges, spread.picture, "histogram")], layer.weight))
+        panels.append(Panel([Series("weights", edges, spread.picture, draw="histogram")], layer.weight))
     note = "" if len(panels) == len(layers) else f"The {len(panels)} largest of {len(layers)} weights."
     yield Chart(
         "|w| in each weight", panels, ChartAxis("|w|"), y=ChartAxis("weights", "count"), note=note, shared=False

@@ -66,7 +66,7 @@ def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, w
         (rows, K) float64.
     """
     if not affordable(keep, DIRECT):
-        return _by_gradients(gram, cross, keep, start)
+        return _by_gradients(gram, cross, keep, start=start)
     out = np.zeros(cross.shape)
     if cross.shape[1] <= SMALL:
         only: Array = small_least_squares(gram[None], cross[None], keep[None])[0]
@@ -209,7 +209,7 @@ class FitTask:
 
     def columns(self, pattern: Pattern) -> Columns:
         rows, size = self.weights.shape
-        return columns_of(pattern, rows, self.taps, size // self.taps)
+        return columns_of(pattern, rows, self.taps, cols=size // self.taps)
 
     def rows(self, chosen: Array) -> FitTask:
         """Some rows of it."""
@@ -280,17 +280,31 @@ WIDE = 1e11
 """Rows times inputs cubed, from which on exact elimination takes more than some seconds."""
 METHODS: Registry[Method] = Registry("method")
 for _method in (
-    Method("auto", "obs, and admm for layers where that takes long", "obs", True, estimate="sparsegpt", iterates=WIDE),
+    Method(
+        "auto",
+        "obs, and admm for layers where that takes long",
+        "obs",
+        updates=True,
+        estimate="sparsegpt",
+        iterates=WIDE,
+    ),
     Method(
         "obs",
         "exact Optimal Brain Surgeon, row by row: the least loss; slow on very wide layers",
         "obs",
-        True,
-        "sparsegpt",
+        updates=True,
+        estimate="sparsegpt",
     ),
-    Method("admm", "as good as obs, in far less time on wide layers", "obs", True, estimate="sparsegpt", iterates=0.0),
-    Method("sparsegpt", "one sweep over the columns: nearly as good, quick on the widest layers", None, True),
-    Method("wanda", "|w| times the norm of its input: no inverse, the least memory", "wanda", False),
+    Method(
+        "admm",
+        "as good as obs, in far less time on wide layers",
+        "obs",
+        updates=True,
+        estimate="sparsegpt",
+        iterates=0.0,
+    ),
+    Method("sparsegpt", "one sweep over the columns: nearly as good, quick on the widest layers", None, updates=True),
+    Method("wanda", "|w| times the norm of its input: no inverse, the least memory", "wanda", updates=False),
 ):
     METHODS.add(_method)
 
@@ -314,7 +328,7 @@ def scores(evidence: Evidence, tasks: Sequence[FitTask], pattern: Pattern, worke
     if pattern.text == "row":
         whole = np.einsum("brk,brk->br", weights @ damped, weights) / weights.shape[2]
         return np.broadcast_to(whole[..., None], weights.shape)
-    return removal_losses(weights, damped, tasks[0].columns(pattern), workers)
+    return removal_losses(weights, damped, tasks[0].columns(pattern), workers=workers)
 
 
 RIDGES = (1e-3, 1e-2, 1e-1, 0.4, 1.5, 6.0)
@@ -354,8 +368,8 @@ def best_ridge(
     if pattern.text == "row":  # a row is left whole, or nothing of it is left
         pattern, density = parse_pattern("element"), 1.0
     masks = [
-        fit(METHODS.get("sparsegpt"), recover, replace(one, ridge=_SWEPT), pattern,
-            Quota(round((1 - density) * one.weights.size)), refine=False).drop for one, _ in pairs
+        fit(METHODS.get("sparsegpt"), recover, replace(one, ridge=_SWEPT), pattern=pattern,
+            chosen=Quota(round((1 - density) * one.weights.size)), refine=False).drop for one, _ in pairs
     ]  # fmt: skip
     total = sum(float(judge.variance.sum()) for _, judge in pairs) or 1.0
     power = sum(float(task.variance.sum()) for task, _ in pairs) or 1.0
@@ -364,7 +378,7 @@ def best_ridge(
         losses = np.zeros(2)
         for (one, judge), mask in zip(pairs, masks, strict=True):
             task = replace(one, ridge=ridge)
-            found = fit(METHODS.get("obs"), recover, task, pattern, mask, workers=workers)
+            found = fit(METHODS.get("obs"), recover, task, pattern=pattern, chosen=mask, workers=workers)
             losses += task.loss(found.weights, found.shift), judge.loss(found.weights, found.shift)
         now = RidgeChoice(ridge, float(losses[0]) / power, float(losses[1]) / total)
         if best is not None and now.held >= WORTH * best.held:
@@ -408,7 +422,7 @@ def fit(
         task = task.settled()
         shares = [_share(chosen, part, len(task.weights)) for part in parts]
         each = [
-            fit(method, recover, task.rows(part), pattern, share, workers=workers, refine=refine)
+            fit(method, recover, task.rows(part), pattern=pattern, chosen=share, workers=workers, refine=refine)
             for part, share in zip(parts, shares, strict=True)
         ]
         return Fitted(*(np.concatenate([getattr(one, name) for one in each]) for name in ("weights", "drop", "shift")))
@@ -418,7 +432,7 @@ def fit(
             columns, best = task.columns(pattern), task.weights
             if recover == "lstsq":
                 best = np.where(task.gone, 0, solved(task.target, task.upper, columns.order))
-            weights, drop = sparsegpt(best, task.upper, columns, chosen, task.gone)
+            weights, drop = sparsegpt(best, task.upper, columns, quota=chosen, gone=task.gone)
             drop = drop | task.gone
             update = affordable(~drop, DIRECT if refine else QUICK)
         else:
@@ -426,8 +440,8 @@ def fit(
             update = method.updates or recover == "lstsq"
         if update:
             target = task.target if recover == "lstsq" else task.weights @ task.damped
-            weights = masked_least_squares(task.damped, target, ~drop, weights, workers)
-        return _finished(task, recover, np.where(drop, 0.0, weights), drop)
+            weights = masked_least_squares(task.damped, target, ~drop, start=weights, workers=workers)
+        return _finished(task, recover, np.where(drop, 0.0, weights), drop=drop)
 
 
 AT_ONCE = 1 << 24

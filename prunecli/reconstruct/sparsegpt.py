@@ -49,7 +49,7 @@ def sparsegpt(weights: Array, upper: Array, columns: Columns, quota: Quota, gone
     """
     order = columns.order
     sorted_weights = _sorted(weights, order, upper.dtype)
-    work = _Sweep(sorted_weights, upper, columns, gone[:, order])
+    work = _Sweep(sorted_weights, upper, columns, gone=gone[:, order])
     work.run(quota)
     out, drop = np.empty_like(work.weights), np.empty(work.drop.shape, np.bool_)
     out[:, order], drop[:, order] = work.weights, work.drop
@@ -119,10 +119,10 @@ def sweep(
             the sweep has them, too.
         enter: is called at the start of each block with its bounds.
     """
-    for start, stop in stretches(ends, 0, weights.shape[1], BLOCK):
+    for start, stop in stretches(ends, 0, weights.shape[1], most=BLOCK):
         enter(start, stop)
         moved = np.empty((len(weights), stop - start), weights.dtype, order="F")
-        for first, last in stretches(ends, start, stop, FEW):
+        for first, last in stretches(ends, start, stop, most=FEW):
             for j in range(first, last):
                 column = weights[:, j]
                 settled = settle(j, column)
@@ -178,7 +178,7 @@ class _Sweep:
                 self._choose_window(j)
             return np.where(self.drop[:, j], 0.0, column)
 
-        sweep(self.weights, self.upper, self._ends(), settle, enter)
+        sweep(self.weights, self.upper, self._ends(), settle=settle, enter=enter)
         self.weights[self.drop] = 0
 
     def _ends(self) -> Array:

@@ -112,7 +112,7 @@ class CalibratedLayers:
     ) -> CalibratedLayers:  # fmt: skip
         """Of the stored tensors `names` of the main graph."""
         original = working_form(file.ir)
-        layers, left = fittable(file, original, names, fixed)
+        layers, left = fittable(file, original, names, fixed=fixed)
         return cls(file=file, original=original, feeds=feeds, way=way, store=store, all=layers, left=left, fixed=fixed)
 
     def walk(self, model: ir.Model | None = None, keep: Iterable[str] | None = ()) -> Walk:
@@ -122,7 +122,7 @@ class CalibratedLayers:
     def student(self) -> tuple[ir.Model, list[LinearLayer]]:
         """A copy to be pruned, and its layers."""
         model = working_form(self.file.ir)
-        return model, fittable(self.file, model, [layer.weight.holder.name for layer in self.all], self.fixed)[0]
+        return model, fittable(self.file, model, [layer.weight.holder.name for layer in self.all], fixed=self.fixed)[0]
 
     def weigh(self) -> None:
         """Measure how far errors of each layer's output move those of the model. Where that cannot be had, a note says
@@ -130,7 +130,7 @@ class CalibratedLayers:
         way = self.way
         try:
             self.importance = Importance.of(
-                self.original, self.all, self.feeds, self.store, start=way.start, seed=way.seed
+                self.original, self.all, self.feeds, store=self.store, start=way.start, seed=way.seed
             )
         except OutOfMemoryError:
             raise
@@ -202,8 +202,8 @@ class CalibratedLayers:
             folds = folds.with_inputs_of(self.inputs[1])
         self.inputs = self.inputs if known else None
         for use in layer.uses:
-            self.reach(use, wanted, given, others)
-            picker = Picker(part.batches, taps * cols, self.way.per_unknown, self.way.seed + part.first)
+            self.reach(use, wanted, given, others=others)
+            picker = Picker(part.batches, taps * cols, self.way.per_unknown, seed=self.way.seed + part.first)
             for number in range(wanted.batches):
                 target, place = wanted.read(use.output, number), part.first + number
                 if others is not None:
@@ -275,7 +275,7 @@ class CalibratedLayers:
             weights, grams = np.stack([task.weights for task in tasks]), np.stack([task.damped for task in tasks])
             return list(admm(weights, grams, lambda each: self.lowest(layer, each.reshape(layer.shape), amount)))
         if layer.name not in self.scores:
-            each = scores(method.evidence, tasks, pattern, self.way.workers)
+            each = scores(method.evidence, tasks, pattern, workers=self.way.workers)
             scale = max(1.0, float(each.max(initial=0)) / float(np.finfo(np.float32).max))  # only their order counts
             self.scores[layer.name] = (each.reshape(layer.shape) / scale).astype(np.float32)
         return list(self.lowest(layer, self.scores[layer.name], amount))
@@ -303,7 +303,7 @@ class CalibratedLayers:
         method, pattern = self.way.method, self.way.pattern
         sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size
         scope = None if isinstance(pattern, Windows) else "row" if self.way.by_row else "layer"
-        recipe = Recipe(pattern.text, scope, method.criterion or "obs", sparsity)
+        recipe = Recipe(pattern.text, scope, method.criterion or "obs", sparsity=sparsity)
         array = layer.weight.array()
         drop = decide([target_of(layer.weight, layer.stored(scores))], recipe)[0].drop(array)
         return layer.matrices(drop.astype(np.float32)) > 0
@@ -312,7 +312,7 @@ class CalibratedLayers:
         way = self.way
         pairs = zip(tasks, chosen, strict=True)
         return [
-            fit(way.method, recover, task, way.pattern, one, workers=way.workers, refine=not self.quick)
+            fit(way.method, recover, task, pattern=way.pattern, chosen=one, workers=way.workers, refine=not self.quick)
             for task, one in pairs
         ]
 
@@ -382,7 +382,7 @@ def scored(layers: CalibratedLayers, progress: Progress) -> Iterator[tuple[Linea
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
         tasks = list(layers.tasks(layer, layers.sums(layer, walk, walk).whole()))
         layers.release(layer, walk)
-        yield layer, layer.stored(scores(way.method.evidence, tasks, way.pattern, way.workers))
+        yield layer, layer.stored(scores(way.method.evidence, tasks, way.pattern, workers=way.workers))
     walk.close()
 
 
@@ -399,9 +399,9 @@ def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
         own = walk if len(layer.uses) == 1 else layers.walk()  # what lies between its uses is still to come
         folds = quick.sums(layer, own, own)
-        ridge = quick.ridge(layer, folds, "bias", levels[len(levels) // 2])
+        ridge = quick.ridge(layer, folds, "bias", density=levels[len(levels) // 2])
         some = quick.rows_to_estimate(layer)
-        tasks = list(layers.tasks(layer, folds.fitted, ridge, some))
+        tasks = list(layers.tasks(layer, folds.fitted, ridge, rows=some))
         tasks = [task.factored(way.pattern) for task in tasks] if quick.is_swept(layer) else tasks
         judges = tasks if ridge is None or folds.held is None else list(layers.tasks(layer, folds.held, rows=some))
         alone: list[float] = []
@@ -420,7 +420,7 @@ def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list
         if not far:  # of no output is it known how it moves: as if all of the relative error came through
             total = sum(float(task.variance.sum()) for task in judges)
             far = [alone[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
-        scaled = _scaled(levels, alone, with_probe, far)
+        scaled = _scaled(levels, alone, with_probe, far=far)
         found.append(LossCurve(levels, [loss / part for loss in scaled]))  # errors of rows add up
     walk.close()
     return found

@@ -49,10 +49,10 @@ class Solve:
             layers.scores[layer.name] = self.scores
         amount = self.goes if isinstance(self.goes, int) else int(np.count_nonzero(self.goes))
         folds = self.take()
-        ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
+        ridge = layers.ridge(layer, folds, layers.way.recover, density=1 - amount / max(layer.weight.size, 1))
         tasks = list(layers.tasks(layer, folds.whole(), ridge, last=True))
         del folds
-        best = layers.fitted(tasks, _picked(layers, layer, tasks, self.goes), layers.way.recover)
+        best = layers.fitted(tasks, _picked(layers, layer, tasks, amount=self.goes), layers.way.recover)
         return *_contents(layers, layer, best), _report(tasks, best, ridge)
 
 
@@ -104,7 +104,7 @@ class LayerWalks:
                 self._shared = _shared(self._layers, self._mine, done)
             self._layers.release(layer, self._wanted, self._given)
             return self._shared.pop(layer.name)
-        found = self._layers.sums(layer, self._wanted, self._given, others_of(layer))
+        found = self._layers.sums(layer, self._wanted, self._given, others=others_of(layer))
         self._layers.release(layer, self._wanted, self._given)
         return found
 
@@ -112,7 +112,7 @@ class LayerWalks:
         layer = self._mine[number]
         if number >= self.reached:
             for use in layer.uses if len(layer.uses) == 1 else ():
-                self._layers.reach(use, self._wanted, self._given, others_of(layer))
+                self._layers.reach(use, self._wanted, self._given, others=others_of(layer))
             self._layers.release(layer, self._wanted, self._given)
             self.reached = number + 1
         _put(layer, done)
@@ -182,7 +182,7 @@ def _shared(layers: CalibratedLayers, mine: Sequence[LinearLayer], done: Contain
     for layer in several:
         if layer.name in done:
             for use in layer.uses:
-                layers.reach(use, walk, walk, None)
+                layers.reach(use, walk, walk, others=None)
         else:
             found[layer.name] = layers.sums(layer, walk, walk)
     walk.close()
