@@ -64,6 +64,9 @@ def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, w
 
     Returns:
         (rows, K) float64.
+
+    Raises:
+        LinAlgError: the Gram matrix is not positive definite.
     """
     if not affordable(keep, DIRECT):
         return _by_gradients(gram, cross, keep, start=start)
@@ -71,6 +74,7 @@ def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, w
     if cross.shape[1] <= SMALL:
         only: Array = small_least_squares(gram[None], cross[None], keep[None])[0]
         return only
+    (posv,) = linalg.get_lapack_funcs(("posv",), (gram, cross))  # `linalg.solve` estimates the condition, too
     same: dict[bytes, list[int]] = {}
     for row, bits in enumerate(np.packbits(keep, axis=1)):
         same.setdefault(bits.tobytes(), []).append(row)
@@ -78,8 +82,10 @@ def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, w
     def solve(rows: list[int]) -> None:
         at, these = np.flatnonzero(keep[rows[0]]), np.array(rows)
         if at.size:
-            part = gram[np.ix_(at, at)]
-            found = linalg.solve(part, cross[np.ix_(these, at)].T, assume_a="pos", check_finite=False)
+            part, wanted = gram[np.ix_(at, at)].T, cross[np.ix_(these, at)].T  # columns in one piece, for LAPACK
+            _, found, info = posv(part, wanted, overwrite_a=True, overwrite_b=True)
+            if info:
+                raise linalg.LinAlgError("a part of the Gram matrix is not positive definite")
             out[np.ix_(these, at)] = found.T
 
     few = float((keep.sum(axis=1, dtype=np.float64) ** 3).sum()) < _THREADED
