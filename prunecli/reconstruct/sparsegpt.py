@@ -45,7 +45,7 @@ def sparsegpt(weights: Array, upper: Array, columns: Columns, quota: Quota, gone
 
     Returns:
         The new weights, of the factor's type, and where they are zero. As many are zero as the quota says, short of it
-        by less than a unit.
+        by less than a unit; by row, the share of each row is rounded.
     """
     order = columns.order
     sorted_weights = _sorted(weights, order, upper.dtype)
