@@ -55,16 +55,28 @@ class CutInspector:
             self.verification = proof(staged)
         self.measure(staged)
 
+    def as_cut(self, cut: ir.Model, staged: Path) -> None:
+        """Prove the cut, and that what is stored is what was cut: no run reads every row of a table.
+
+        Raises:
+            PruneError: it is not, or as `CutProof` and `measure`.
+        """
+        self(staged)
+        self._check_stored(cut, staged)
+
     def as_fitted(self, fitted: ir.Model, staged: Path) -> None:
         """Of a model whose cut was proved before it was refitted: what is stored is what was fitted.
 
         Raises:
             PruneError: it is not, or as `measure`.
         """
-        if self.options.verify:
-            stored = {place: holder.tensor for place, holder in placed(fitted).items()}
-            check_tensors(stored, load(staged).ir, {}, hint=HINT, progress=self.progress)
+        self._check_stored(fitted, staged)
         self.measure(staged)
+
+    def _check_stored(self, model: ir.Model, staged: Path) -> None:
+        if self.options.verify:
+            stored = {place: holder.tensor for place, holder in placed(model).items()}
+            check_tensors(stored, load(staged).ir, {}, hint=HINT, progress=self.progress)
 
     def measure(self, staged: Path) -> None:
         """Check what is not part of the proof: the file is valid and meets the budget. Record its sizes.

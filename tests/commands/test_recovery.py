@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
@@ -57,6 +58,35 @@ def test_with_data_the_default_recovers(recovered: StructuredResult, tmp_path: P
 
 def test_the_proof_is_of_the_cut(recovered: StructuredResult) -> None:
     assert recovered.verification.kind == "exact" and "before it was refitted" in recovered.verification.detail
+
+
+def test_rows_of_a_table_that_no_run_reads_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, names = np.random.default_rng(0), ("table", "first", "second")
+    arrays = [rng.standard_normal(shape, np.float32) for shape in ((50_000, 8), (8, 16), (16, 4))]
+    steps = ("Gather", ["table", "ids"], "a"), ("MatMul", ["a", "first"], "b"), ("Relu", ["b"], "c")
+    nodes = [helper.make_node(op, reads, [made]) for op, reads, made in (*steps, ("MatMul", ["c", "second"], "y"))]
+    ends = [helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["N"]),
+            helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 4])]  # fmt: skip
+    stored = [numpy_helper.from_array(array, name) for name, array in zip(names, arrays, strict=True)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    check, damage = CutInspector.as_cut, [0]
+
+    def damaged(self: CutInspector, cut: ir.Model, staged: Path) -> None:
+        model = onnx.load(staged)
+        table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
+        table.raw_data = table.raw_data[:-1] + bytes([table.raw_data[-1] ^ damage[0]])
+        onnx.save(model, staged)
+        check(self, cut, staged)
+
+    monkeypatch.setattr(CutInspector, "as_cut", damaged)
+    options = {"ratio": 0.5, "include": ["first"], "output": tmp_path / "cut.onnx"}
+    assert structured(tmp_path / "m.onnx", **options).verification.kind != "none"
+    damage[0] = 1
+    with pytest.raises(PruneError, match="was not stored as it should be"):
+        structured(tmp_path / "m.onnx", **{**options, "output": tmp_path / "other.onnx"})
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_what_was_refitted_is_stored_as_it_was_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
