@@ -90,7 +90,7 @@ def carry_out(
     with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
         cut, recovery = _recovered(inspector, cut, positions)
-        check = partial(inspector.as_cut if recovery is None else inspector.as_fitted, cut)
+        check = partial(inspector if recovery is None else inspector.measure, cut=cut)
         saved = save(replace(cuttable.file, ir=cut), place, saving, verify=check)
         speed = measured(place, cuttable.file.path, options, progress=progress) if options.timing else None
     if options.save_plan is not None:

@@ -46,46 +46,28 @@ class CutInspector:
     layers: list[LayerRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def __call__(self, staged: Path) -> None:
+    def __call__(self, staged: Path, cut: ir.Model | None = None) -> None:
+        """Prove the cut, then `measure`."""
         original = plain_path(self.cuttable.file)
         if self.options.verify:
             proof = CutProof(
                 original, self.forced, self.cases, open=self.options.execution.open, progress=self.progress
             )
             self.verification = proof(staged)
-        self.measure(staged)
+        self.measure(staged, cut)
 
-    def as_cut(self, cut: ir.Model, staged: Path) -> None:
-        """Prove the cut, and that what is stored is what was cut: no run reads every row of a table.
-
-        Raises:
-            PruneError: it is not, or as `CutProof` and `measure`.
-        """
-        self(staged)
-        self._check_stored(cut, staged)
-
-    def as_fitted(self, fitted: ir.Model, staged: Path) -> None:
-        """Of a model whose cut was proved before it was refitted: what is stored is what was fitted.
+    def measure(self, staged: Path, cut: ir.Model | None = None) -> None:
+        """Check what is not part of the proof: the file is valid, meets the budget, and stores what `cut` does, since
+        no run reads every row of a table, and weights may have been refitted after the proof. Record its sizes.
 
         Raises:
-            PruneError: it is not, or as `measure`.
-        """
-        self._check_stored(fitted, staged)
-        self.measure(staged)
-
-    def _check_stored(self, model: ir.Model, staged: Path) -> None:
-        if self.options.verify:
-            stored = {place: holder.tensor for place, holder in placed(model).items()}
-            check_tensors(stored, load(staged).ir, {}, hint=HINT, progress=self.progress)
-
-    def measure(self, staged: Path) -> None:
-        """Check what is not part of the proof: the file is valid and meets the budget. Record its sizes.
-
-        Raises:
-            PruneError: it is invalid, or misses the budget.
+            PruneError: it is invalid, misses the budget, or stores something else.
         """
         strict_check(plain_path(self.cuttable.file), staged)
         saved, unfitted = load(staged), self.after
+        if cut is not None and self.options.verify:
+            stored = {place: holder.tensor for place, holder in placed(cut).items()}
+            check_tensors(stored, saved.ir, {}, hint=HINT, progress=self.progress)
         self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.cuttable.counted.inputs)))
         self.layers = layer_rows(self.cuttable, self.forced.positions, saved)
         missed = (

@@ -71,16 +71,16 @@ def test_rows_of_a_table_that_no_run_reads_are_compared(tmp_path: Path, monkeypa
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
-    check, damage = CutInspector.as_cut, [0]
+    check, damage = CutInspector.__call__, [0]
 
-    def damaged(self: CutInspector, cut: ir.Model, staged: Path) -> None:
+    def damaged(self: CutInspector, staged: Path, cut: ir.Model | None = None) -> None:
         model = onnx.load(staged)
         table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
         table.raw_data = table.raw_data[:-1] + bytes([table.raw_data[-1] ^ damage[0]])
         onnx.save(model, staged)
-        check(self, cut, staged)
+        check(self, staged, cut)
 
-    monkeypatch.setattr(CutInspector, "as_cut", damaged)
+    monkeypatch.setattr(CutInspector, "__call__", damaged)
     options = {"ratio": 0.5, "include": ["first"], "output": tmp_path / "cut.onnx"}
     assert structured(tmp_path / "m.onnx", **options).verification.kind != "none"
     damage[0] = 1
@@ -91,16 +91,17 @@ def test_rows_of_a_table_that_no_run_reads_are_compared(tmp_path: Path, monkeypa
 
 def test_what_was_refitted_is_stored_as_it_was_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof is of the cut before: a writer that errs after it is found, too."""
-    check = CutInspector.as_fitted
+    check = CutInspector.measure
 
-    def damaged(self: CutInspector, fitted: ir.Model, staged: Path) -> None:
-        model = onnx.load(staged)
-        last = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-        last.raw_data = bytes([last.raw_data[0] ^ 1]) + last.raw_data[1:]
-        onnx.save(model, staged)
-        check(self, fitted, staged)
+    def damaged(self: CutInspector, staged: Path, cut: ir.Model | None = None) -> None:
+        if cut is not None:  # it is not while the cut is proved, before the refit
+            model = onnx.load(staged)
+            last = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+            last.raw_data = bytes([last.raw_data[0] ^ 1]) + last.raw_data[1:]
+            onnx.save(model, staged)
+        check(self, staged, cut)
 
-    monkeypatch.setattr(CutInspector, "as_fitted", damaged)
+    monkeypatch.setattr(CutInspector, "measure", damaged)
     with pytest.raises(PruneError, match="was not stored as it should be"):
         cut(tmp_path)
     assert not list(tmp_path.iterdir())
