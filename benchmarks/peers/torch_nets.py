@@ -116,13 +116,14 @@ def labels(name: str) -> Tensor:
 
 
 def export(name: str, path: Path) -> None:
-    """The network as ONNX, nothing folded."""
+    """The network as ONNX for a batch of any size, which training takes apart, nothing folded."""
     net, x = network(name)
     training = torch.onnx.TrainingMode.TRAINING
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(net, (x,), str(path), dynamo=False, training=training, do_constant_folding=False,
-                          opset_version=20, input_names=["x"], output_names=["logits"])  # fmt: skip
+                          opset_version=20, input_names=["x"], output_names=["logits"],
+                          dynamic_axes={"x": {0: "batch"}, "logits": {0: "batch"}})  # fmt: skip
 
 
 def step(name: str) -> tuple[nn.Module, Callable[[], float]]:
