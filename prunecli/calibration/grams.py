@@ -267,22 +267,22 @@ class Picker:
         """Positions of one batch that are looked at, at most."""
         return -(-(self.per_unknown * self.size + _AT_LEAST) // max(self.batches, 1))
 
-    def pick(self, available: int) -> Iterator[Array]:
-        """Positions of one batch in ascending order, in chunks that fit into memory."""
-        some = available > self.most
-        chosen = np.sort(self.rng.choice(available, self.most, replace=False)) if some else np.arange(available)
+    def pick(self, available: Array) -> Iterator[Array]:
+        """Some of the positions of one batch in ascending order, in chunks that fit into memory."""
+        some = len(available) > self.most
+        chosen = np.sort(self.rng.choice(available, self.most, replace=False)) if some else available
         step = max(1, _CHUNK // (4 * max(self.size, 1)), self.size // 8 if self.size**2 > LARGE else 0)
         for start in range(0, len(chosen), step):
             yield chosen[start : start + step]
 
 
 def collect(
-    found: Contraction, picker: Picker, into: Equations, data: Array, wanted: Array, *, known: bool = False,
-    weights: Array | None = None,
+    found: Contraction, picker: Picker, into: Equations, data: Array, wanted: Array, *, places: Array,
+    known: bool = False, weights: Array | None = None,
 ) -> None:  # fmt: skip
-    """Add one batch: what the layer reads, and what it is to give. `known`: the sums of what it reads are had;
-    `weights` of all positions."""
-    for positions in picker.pick(found.positions(wanted.shape)):
+    """Add one batch: what the layer reads, and what it is to give, at some of the `places`. `known`: the sums of what
+    it reads are had; `weights` of all positions."""
+    for positions in picker.pick(places):
         columns, targets = found.columns(data, wanted.shape, positions), found.targets(wanted, positions)
         if known:
             into.add_targets(columns, targets)

@@ -63,7 +63,7 @@ class Importance:
                 batches have too many shapes, or the model is too large.
         """
         axes = {use.output: use.channel for layer in layers for use in layer.uses}
-        gradients = _Gradients(model, axes, start)
+        gradients = OutputGradients(model, axes, start)
         powers: dict[str, Array] = {}
         for number, feed in enumerate(feeds):
             for name, (by_channel, by_position) in gradients.of(feed, np.random.default_rng([seed, number])).items():
@@ -78,7 +78,7 @@ class Importance:
     ) -> Importance:  # fmt: skip
         """The same of the batches from `first` on, which are in another process."""
         axes = {use.output: use.channel for layer in layers for use in layer.uses}
-        gradients = _Gradients(model, axes, start)
+        gradients = OutputGradients(model, axes, start)
         for number, feed in enumerate(feeds):
             for name, (_, found) in gradients.of(feed, np.random.default_rng([seed, first + number])).items():
                 store.put((_KEY, name, number), _in_sample(found))
@@ -111,11 +111,16 @@ def _in_sample(powers: Array) -> Array:
     return np.asarray(np.divide(powers, mean, out=np.ones_like(powers), where=mean > 0))
 
 
-class _Gradients:
-    """The squares of the gradients by some values, summed over all axes but the channel's, and over that alone."""
+class OutputGradients:
+    """The squares of the gradients by some values, summed over all axes but the channel's, and over that alone. Of the
+    outputs in random directions, whose `signs` turn, in the mean; of at `most` so many outputs of a sample."""
 
-    def __init__(self, model: ir.Model, axes: Mapping[str, int], start: Callable[..., Session]) -> None:
+    def __init__(
+        self, model: ir.Model, axes: Mapping[str, int], start: Callable[..., Session], *,
+        signs: Sequence[Sequence[int]] = ORTHOGONAL, most: int | None = FEW_OUTPUTS,
+    ) -> None:  # fmt: skip
         self.model, self.axes, self.start = model, axes, start
+        self.signs, self.most = signs, most
         self.ends = looked_at(model.graph.outputs)
         self.task: OutputTask | None = None
         self.built: dict[tuple[Any, ...], tuple[GradientModel, Session]] = {}
@@ -132,7 +137,7 @@ class _Gradients:
         asked = {name: shape for name, (_, shape) in graph.loss_inputs.items()}
         assert self.task is not None
         drawn = self.task.inputs(Batch(dict(feed), 1), asked, rng)
-        runs = [session.run({**single(feed), **_turned(drawn, signs)}) for signs in ORTHOGONAL]
+        runs = [session.run({**single(feed), **_turned(drawn, signs)}) for signs in self.signs]
         names = {name: (_by(out, "channel"), _by(out, "position")) for name, out in graph.gradients.items()}
         return {name: (_mean(runs, channel), _mean(runs, place)) for name, (channel, place) in names.items()}
 
@@ -142,8 +147,8 @@ class _Gradients:
         found = self.start(self.model, outputs=[*self.ends, *self.axes]).run(feed, [*self.ends, *self.axes])
         _check_size(stored + HELD * sum(found[name].nbytes for name in self.axes))
         floats = [name for name in self.ends if is_float(np.asarray(found[name]).dtype)]
-        if any(math.prod(np.shape(found[name])[1:]) > FEW_OUTPUTS for name in floats):
-            raise PruneError(f"a sample has more than {FEW_OUTPUTS} outputs", "no option changes that")
+        if self.most and any(math.prod(np.shape(found[name])[1:]) > self.most for name in floats):
+            raise PruneError(f"a sample has more than {self.most} outputs", "no option changes that")
         self.task = self.task or OutputTask.of(found, floats)
         how = DifferentiationOptions(weights_as_inputs=False)
         graph = differentiate(self.model, list(self.axes), self.task.loss, shapes=shapes, options=how)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
 from prunecli.autodiff.losses import LossScope
-from prunecli.calibration.layerwise import Opener, working_form
+from prunecli.calibration.layerwise import working_form
 from prunecli.data import Dataset
 from prunecli.data.columns import is_float
 from prunecli.data.options import DataOptions
@@ -40,21 +40,6 @@ RATE = 0.1
 RANGES = ((1.0, 0.0), (0.25, 0.45), (64.0, 115.0))
 """Scale and offset of inputs that are normalised, from 0 to 1, and from 0 to 255."""
 WARNING = "the data is synthetic, not real: check the result on real data before you rely on it"
-
-
-@dataclass(frozen=True)
-class CalibrationBatches:
-    """Batches of feeds: layers are fitted on the first `fitted` of them, the others are held out. `spare`: batches that
-    are fitted on as well where the held-out ones show a gain."""
-
-    feeds: Sequence[Mapping[str, Array]]
-    fitted: int
-    start: Opener = Session.open
-    spare: Sequence[Mapping[str, Array]] = ()
-
-    @property
-    def held(self) -> bool:
-        return self.fitted < len(self.feeds)
 
 
 @dataclass(frozen=True)

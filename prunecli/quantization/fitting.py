@@ -14,17 +14,18 @@ and in all of them the bias is such that the mean of every output is that of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
+from prunecli.calibration.batches import CalibrationBatches
 from prunecli.calibration.grams import Equations, Picker, collect
+from prunecli.calibration.influence import Influence
 from prunecli.calibration.layers import LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
-from prunecli.calibration.samples import CalibrationBatches
 from prunecli.model import Model, find_weights
 from prunecli.quantization.stored import GridForm, IntegerGraph, stand_in
 from prunecli.reconstruct.fit import FitTask, masked_least_squares
@@ -77,6 +78,7 @@ def fit_graph(
     """
     teacher, student = working_form(prepared), working_form(stand_in(graph, prepared))
     aims = {layer.name: layer for layer in _layers(teacher)[0]}
+    data = replace(data, influence=Influence.of(teacher, list(aims.values()), data.feeds, start=data.start))
     layers, left = _layers(student)
     left = [skip for skip in left if skip.name in graph.weights]
     done = []
@@ -186,7 +188,8 @@ def _sums(visit: _LayerVisit, pair: _BothWalks) -> tuple[Equations, Equations | 
     for number in range(count):
         side = int(number >= data.fitted)
         target = teacher.read(wanted, number)
-        collect(read, pickers[side], sides[side], data=student.read(read.data, number), wanted=target)
+        collect(read, pickers[side], sides[side], data=student.read(read.data, number), wanted=target,
+                places=data.places(visit.aim.found, number, target.shape))  # fmt: skip
     teacher.release(wanted)
     student.release(read.data)
     for sums in sides[: 1 + data.held]:

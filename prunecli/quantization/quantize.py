@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
-from prunecli.calibration.samples import CalibrationBatches, about, calibration_samples, cautions
+from prunecli.calibration.batches import CalibrationBatches
+from prunecli.calibration.samples import about, calibration_samples, cautions
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, some
 from prunecli.evaluation.speed import MeasuredSpeed, measure_speed

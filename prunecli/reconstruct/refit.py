@@ -21,12 +21,12 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array, without
+from prunecli.calibration.batches import CalibrationBatches
 from prunecli.calibration.fitted import LayerJournal, StoredLayer
 from prunecli.calibration.gradients import OutputError, looked_at
 from prunecli.calibration.grams import Equations, Picker, batches_read
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Store, Walk
-from prunecli.calibration.samples import CalibrationBatches
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.reconstruct.fit import SPARE_WORTH, with_diagonal
@@ -347,11 +347,11 @@ def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | 
             aim = pair.kept(layer.target, number).astype(np.float32)
             if layer.carried is not None:
                 aim = aim - pair.cut.read(layer.carried, number)
-            positions = layer.found.positions(aim.shape)
-            if side == 2 and positions > picker.most:
+            available = pair.data.places(layer.found, number, aim.shape)
+            if side == 2 and len(available) > picker.most:
                 break  # there are enough without
             data = pair.cut.read(layer.found.data, number)
-            for places in picker.pick(positions):
+            for places in picker.pick(available):
                 with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
                     wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
                 sides[side].add(layer.found.columns(data, aim.shape, places), wanted.astype(np.float32))

@@ -24,10 +24,10 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array, without
+from prunecli.calibration.batches import CalibrationBatches
 from prunecli.calibration.grams import Picker
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Store, Walk
-from prunecli.calibration.samples import CalibrationBatches
 from prunecli.errors import PruneError
 from prunecli.model.constants import is_constant
 from prunecli.model.graphs import refill
@@ -336,12 +336,12 @@ def _roots(moment: Array) -> tuple[Array, Array]:
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
-def _moments(found: Coupling, walk: Walk, batches: Sequence[int]) -> ProductMoments:
-    """Over some batches. A layer that reads counts by its weights, and what it reads is the other side."""
+def _moments(found: Coupling, walk: Walk, batches: Sequence[int], data: CalibrationBatches) -> ProductMoments:
+    """Over some batches of the data. A layer that reads counts by its weights, and what it reads is the other side."""
     left, right = found.left, found.right
     if not right.reads:
         sides = [
-            _second(_values(side, walk, batches), side.places.shape, centred)
+            _second(_values(side, walk, batches, data=data), side.places.shape, centred)
             for side, centred in zip((left, right), found.centred, strict=True)
         ]
         return ProductMoments(
@@ -349,7 +349,7 @@ def _moments(found: Coupling, walk: Walk, batches: Sequence[int]) -> ProductMome
         )
     weights = right.layer.matrices()[0][:, right.places]  # (rows, blocks, d)
     each = np.einsum("rbd,rbe->bde", weights, weights)
-    read = _second(_values(right, walk, batches), right.places.shape, found.centred[0])
+    read = _second(_values(right, walk, batches, data=data), right.places.shape, found.centred[0])
     return ProductMoments(_by_number(read, right.places, found.alike), _by_number(each, right.places, found.alike))
 
 
@@ -360,13 +360,13 @@ def _measured(found: Coupling) -> list[str]:
     return [found.left.layer.branch, found.right.layer.branch]
 
 
-def _values(side: Side, walk: Walk, batches: Sequence[int]) -> Iterator[Array]:
+def _values(side: Side, walk: Walk, batches: Sequence[int], data: CalibrationBatches) -> Iterator[Array]:
     """(blocks, d, positions) of what the side holds."""
     use, size = side.layer.found, side.places.shape[1]
     picker = Picker(len(batches), size, POSITIONS)
     for number in batches:
         output = walk.read(use.output if side.reads else side.layer.branch, number)
-        for places in picker.pick(use.positions(output.shape)):
+        for places in picker.pick(data.places(use, number, output.shape)):
             if side.reads:
                 yield use.columns(walk.read(use.data, number), output.shape, places)[0][side.places]
             else:
@@ -431,7 +431,7 @@ def turned(model: ir.Model, data: CalibrationBatches, removed: Positions | None 
         walk = Walk(model, data.feeds if wanted else [], store, open_session=data.start, keep=())
         for number, (one, gone) in enumerate(wanted):
             walk.reach(_measured(one))
-            plan, told = _planned(one, [_moments(one, walk, some) for some in batches], gone)
+            plan, told = _planned(one, [_moments(one, walk, some, data=data) for some in batches], gone)
             if plan.bases:
                 plans.append(plan)
                 out.done.append(told)

@@ -10,7 +10,7 @@ import numpy as np
 from prunecli.arrays import Array
 from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_gradients
 from prunecli.calibration.grams import second_moments
-from prunecli.calibration.samples import CalibrationBatches, run_size
+from prunecli.calibration.samples import run_size
 from prunecli.dependency.slices import WeightSlices
 from prunecli.dependency.unit_graph import graph_of
 from prunecli.masks.criteria import of_structures
@@ -110,12 +110,19 @@ def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Meas
     if recovery_method(options) in TURNING and any(group.kind == "head_dim" for group in groups):
         heads = turned(cuttable.work, data)
     source = DamageSource(
-        heads.model, cuttable.units, fit, held=held, start=data.start, progress=progress, rank=heads.rank
+        heads.model,
+        cuttable.units,
+        fit,
+        held=held,
+        start=data.start,
+        progress=progress,
+        rank=heads.rank,
+        influence=data.influence,
     )
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
     damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
     few = fit[: -(-JOINTLY_FITTED // run_size(cuttable.counted, options.batch_size))]
-    rough = CalibrationBatches([*few, *held], len(few), options.execution.open)
+    rough = replace(data, feeds=[*few, *held], fitted=len(few))
     blocks = None
     if dropped := [group for group in cuttable.units.groups if group.kind == "block"]:
         blocks = refitted_damage(cuttable, fit, held, start=data.start)

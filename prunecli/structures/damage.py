@@ -18,6 +18,7 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
 from prunecli.calibration.grams import Equations, Picker, batches_read
+from prunecli.calibration.influence import EVERYWHERE, Influence
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.dependency.catalogue import Catalogue, Group
@@ -41,7 +42,8 @@ _TINY = float(np.finfo(float).tiny)
 @dataclass
 class DamageSource:
     """The prepared model, its units, and the data: `feeds` to fit on, `held` to measure on. `rank`: by weight and
-    output, which dimension of its head that is in a model whose heads were turned (`reconstruct/turning.py`)."""
+    output, which dimension of its head that is in a model whose heads were turned (`reconstruct/turning.py`).
+    `influence`: at which positions layers are fitted."""
 
     model: ir.Model
     catalogue: Catalogue
@@ -50,6 +52,7 @@ class DamageSource:
     start: Opener = Session.open
     progress: Progress = no_progress
     rank: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    influence: Influence = EVERYWHERE
     outputs: list[str] = field(init=False)
     sites: dict[str, LinearLayer] = field(init=False)
 
@@ -106,7 +109,8 @@ def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> Non
         picker = Picker(len(numbers), taps * cols, POSITIONS)
         for number in numbers:
             data, output = walk.read(site.found.data, number), walk.read(site.output, number)
-            for places in picker.pick(site.found.positions(output.shape)):
+            count = site.found.positions(output.shape)
+            for places in picker.pick(source.influence.places(site.output, source.feeds[number], count)):
                 columns = site.found.columns(data, output.shape, places)
                 sums.add(columns, np.zeros((batch, 1, columns.shape[2]), np.float32))
         walk.release(site.found.data)

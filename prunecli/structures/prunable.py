@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
+from prunecli.calibration.influence import ALL_POSITIONS, Influence
+from prunecli.calibration.layers import refittable
 from prunecli.calibration.samples import calibration_samples, cautions, synthetic_data
 from prunecli.data import Dataset
 from prunecli.dependency.analysis import Analysis, Whole, analysed_shapes, kept_together
@@ -77,7 +79,8 @@ class Cuttable:
     """A model whose units can be cut. `file`: as given. `work`: its working form in floating point. `how`: what it was
     analysed as, with the shapes and shortcuts that were chosen. `counted`: the shapes of `work` at the sizes at which
     work is reported. `made`: synthetic inputs. `sample_notes`: how other samples were obtained. `stored`: the working
-    form as the file stores it, possibly quantised (never changed: copies are cut). `form`: how `work` was derived."""
+    form as the file stores it, possibly quantised (never changed: copies are cut). `form`: how `work` was derived.
+    `known_influence`: once it was asked for."""
 
     file: Model
     work: ir.Model
@@ -88,6 +91,7 @@ class Cuttable:
     form: FloatingForm
     made: Dataset | None = None
     sample_notes: tuple[str, ...] = ()
+    known_influence: Influence | None = None
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
@@ -129,6 +133,17 @@ class Cuttable:
                 progress=progress,
             )  # fmt: skip
         return self.made
+
+    def influence(self, feeds: Sequence[Mapping[str, Array]], options: CutOptions) -> Influence:
+        """Which positions of layers' outputs count, by the first samples it is asked for; a note says where that cannot
+        be had."""
+        if self.known_influence is None:
+            layers, _ = refittable(self.work)
+            found = Influence.of(self.work, layers, feeds, start=options.execution.open, seed=options.seed)
+            self.known_influence = found
+            if found.unknown:
+                self.sample_notes = (*self.sample_notes, f"{ALL_POSITIONS}: {found.unknown}")
+        return self.known_influence
 
     def pictures(self, options: CutOptions, progress: Progress = no_progress) -> Dataset:
         """Return synthetic inputs where no data were given: fewer if they are large, with a shorter descent.

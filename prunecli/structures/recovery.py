@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from prunecli._version import __version__
 from prunecli.arrays import Array
+from prunecli.calibration.batches import CalibrationBatches
 from prunecli.calibration.fitted import LayerJournal, identity_of
-from prunecli.calibration.samples import CalibrationBatches, mirrored, run_size
+from prunecli.calibration.samples import mirrored, run_size
 from prunecli.data import Dataset
 from prunecli.data.synthetic import image_like
 from prunecli.dependency.cut import Removed
@@ -235,7 +236,8 @@ def calibration(
     held = min(len(order) // share, most)
     size = run_size(cuttable.counted, options.batch_size)
     fitted, held_out = (samples.select(np.sort(rows)).feeds(size) for rows in (order[held:], order[:held]))
-    return CalibrationBatches([*fitted, *held_out], len(fitted), options.execution.open), held
+    feeds, start = [*fitted, *held_out], options.execution.open
+    return CalibrationBatches(feeds, len(fitted), start, influence=cuttable.influence(feeds, options)), held
 
 
 # -- reports ------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from prunecli.calibration.grams import (
     subtract_product,
 )
 from prunecli.calibration.importance import LEAST, Importance
+from prunecli.calibration.influence import ALL_POSITIONS, EVERYWHERE, Influence
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.errors import OutOfMemoryError, PruneError
@@ -88,7 +89,7 @@ class CalibratedLayers:
     the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
     `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do; `part`: of
     the batches, where others are run elsewhere; `inputs`: sums of what the last layer read, and what they are of;
-    `importance`: of errors of their outputs."""
+    `importance`: of errors of their outputs; `influence`: which positions of these count at all."""
 
     file: Model
     original: ir.Model
@@ -103,6 +104,7 @@ class CalibratedLayers:
     part: Part = field(default_factory=lambda: WHOLE)
     inputs: tuple[object, Folds] | None = None
     importance: Importance | None = None
+    influence: Influence = EVERYWHERE
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -125,9 +127,12 @@ class CalibratedLayers:
         return model, fittable(self.file, model, [layer.weight.holder.name for layer in self.all], fixed=self.fixed)[0]
 
     def weigh(self) -> None:
-        """Measure how far errors of each layer's output move those of the model. Where that cannot be had, a note says
-        so."""
+        """Measure how far errors of each layer's output move those of the model, and at which positions they do at all.
+        Where that cannot be had, a note says so."""
         way = self.way
+        self.influence = Influence.of(self.original, self.all, self.feeds, start=way.start, seed=way.seed)
+        if self.influence.unknown:
+            self.notes.append(f"{ALL_POSITIONS}: {self.influence.unknown}")
         try:
             self.importance = Importance.of(
                 self.original, self.all, self.feeds, store=self.store, start=way.start, seed=way.seed
@@ -210,12 +215,13 @@ class CalibratedLayers:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
                     target = _plus(target, off, layer.affine()[0].reshape(-1))
                 into = folds.side(is_held(place, part.batches))
-                weights = None
+                weights, count = None, use.positions(target.shape)
                 if self.importance is not None:
-                    weights = self.importance.of_positions(use, number, use.positions(target.shape))
+                    weights = self.importance.of_positions(use, number, count)
                 collect(
-                    use, picker, into, data=given.read(use.data, number), wanted=target, known=known, weights=weights
-                )
+                    use, picker, into, data=given.read(use.data, number), wanted=target,
+                    places=self.influence.places(use.output, self.feeds[number], count), known=known, weights=weights,
+                )  # fmt: skip
         if key is not None and not known:
             self.inputs = key, folds.inputs()
         return folds
@@ -229,7 +235,8 @@ class CalibratedLayers:
         plain = layer.node.op_type == "MatMul" and len(layer.uses) == matrices == taps == 1
         if not plain or cols < APART or len(alike) < 2 or self.importance is not None:  # each weighs positions anew
             return None
-        return id(given), use.data, use.channel, cols, max(cols, rows) * cols > LARGE, self.way.per_unknown
+        rule = self.influence.rules.get(use.output)
+        return id(given), use.data, use.channel, cols, max(cols, rows) * cols > LARGE, self.way.per_unknown, rule
 
     def reach(self, use: Contraction, wanted: Walk, given: Walk, others: str | None) -> None:
         """Let the walks come to where a layer is read."""

@@ -18,6 +18,7 @@ from prunecli.arrays import Array
 from prunecli.calibration.fitted import FittedLayer, LayerJournal
 from prunecli.calibration.grams import Folds
 from prunecli.calibration.importance import Importance
+from prunecli.calibration.influence import Influence
 from prunecli.calibration.layers import LinearLayer
 from prunecli.calibration.layerwise import Store
 from prunecli.errors import PruneError
@@ -51,6 +52,7 @@ class Shard:
     feeds: Sequence[Mapping[str, Any]]
     part: Part
     importance: Importance | None
+    influence: Influence
 
     def open(self) -> _OpenShard:
         """Raises PruneError where the model is not there."""
@@ -66,7 +68,7 @@ class Shard:
         layers = CalibratedLayers.of(
             floats_of(file), self.names, self.feeds, way=self.way, store=store, fixed=self.fixed
         )
-        layers.part = self.part
+        layers.part, layers.influence = self.part, self.influence
         if self.importance is not None:
             layers.importance = self.importance.of_part(
                 layers.original, layers.all, self.feeds, store=store, start=self.way.start, seed=self.way.seed,
@@ -112,7 +114,7 @@ def shards_of(layers: CalibratedLayers, count: int, options: OneshotOptions, *, 
         Shard(
             name=f"{name}-{start}", path=file.path.resolve(), sha256=sha256, files=files, names=names,
             fixed=layers.fixed, way=way, memory=layers.store.limit, part=Part(start, len(layers.feeds)),
-            feeds=[dict(feed) for feed in layers.feeds[start:stop]], importance=known,
+            feeds=[dict(feed) for feed in layers.feeds[start:stop]], importance=known, influence=layers.influence,
         )
         for start, stop in pairwise(edges)
     ]  # fmt: skip

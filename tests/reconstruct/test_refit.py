@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from prunecli.calibration.batches import CalibrationBatches
 from prunecli.calibration.layers import refittable
-from prunecli.calibration.samples import CalibrationBatches
 from prunecli.model import Dims
 from prunecli.reconstruct import refit as module
 from prunecli.reconstruct.refit import METHODS, Refit, output_error, refit

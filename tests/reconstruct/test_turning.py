@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
+from prunecli.calibration.batches import CalibrationBatches
 from prunecli.calibration.layerwise import Store, Walk
-from prunecli.calibration.samples import CalibrationBatches
 from prunecli.model import Dims
 from prunecli.reconstruct import refit as module
 from prunecli.reconstruct.refit import output_error, refit
