@@ -45,8 +45,8 @@ LEAST = 0.01
 @dataclass(frozen=True)
 class Importance:
     """By value: `channels` (C,), the root of E[g^2] over samples, summed over positions. In the store, by batch: g^2
-    summed over channels, at each position, over its mean in the sample: of samples of which little is certain gradients
-    are far larger, and these alone would be fitted."""
+    summed over channels, at each position; it counts over its mean in the sample, for of samples of which little is
+    certain gradients are far larger, and these alone would be fitted."""
 
     channels: Mapping[str, Array]
     store: Store
@@ -67,7 +67,7 @@ class Importance:
         powers: dict[str, Array] = {}
         for number, feed in enumerate(feeds):
             for name, (by_channel, by_position) in gradients.of(feed, np.random.default_rng([seed, number])).items():
-                store.put((_KEY, name, number), _in_sample(by_position))
+                store.put((_KEY, name, number), by_position)
                 powers[name] = powers.get(name, 0.0) + by_channel.astype(np.float64)
         fine = [name for name, total in powers.items() if np.isfinite(total).all() and total.any()]
         return cls({name: np.sqrt(powers[name]) for name in fine}, store)
@@ -81,7 +81,7 @@ class Importance:
         gradients = OutputGradients(model, axes, start)
         for number, feed in enumerate(feeds):
             for name, (_, found) in gradients.of(feed, np.random.default_rng([seed, first + number])).items():
-                store.put((_KEY, name, number), _in_sample(found))
+                store.put((_KEY, name, number), found)
         return replace(self, store=store)
 
     def of_rows(self, layer: LinearLayer) -> Array | None:
@@ -93,21 +93,28 @@ class Importance:
         total = np.sqrt(np.sum(np.square(found), axis=0)).reshape(-1, shape[1])
         return np.broadcast_to(np.maximum(total, LEAST * total.max()), shape)
 
-    def of_positions(self, use: Contraction, number: int, count: int) -> Array | None:
-        """(count,) what an error at each position of a batch counts, 1 on average of a sample: half of it for its mere
-        being there, half by how far it moves the outputs. None where it is not known."""
+    def of_positions(self, use: Contraction, number: int, count: int, places: Array) -> Array | None:
+        """(count,) what an error at each position of a batch counts, 1 on average over those of a sample that are among
+        `places`: half of it for its mere being there, half by how far it moves the outputs. None where it is not
+        known."""
         if (_KEY, use.output, number) not in self.store or use.output not in self.channels:
             return None
-        found = self.store.get((_KEY, use.output, number)).reshape(-1)
-        return None if found.size != count else 0.5 + 0.5 * np.minimum(found, MOST)
+        powers = self.store.get((_KEY, use.output, number))
+        if powers.size != count:
+            return None
+        kept = np.zeros(count, np.bool_)
+        kept[places] = True
+        return 0.5 + 0.5 * np.minimum(_in_sample(powers, kept.reshape(powers.shape)).reshape(-1), MOST)
 
 
 _KEY = "importance"
 
 
-def _in_sample(powers: Array) -> Array:
-    """Each over its mean in the sample; samples lie along the first axis."""
-    mean = powers.mean(axis=tuple(range(1, powers.ndim)), keepdims=True)
+def _in_sample(powers: Array, kept: Array) -> Array:
+    """Each over the mean of those of its sample that are kept; samples lie along the first axis."""
+    axes = tuple(range(1, powers.ndim))
+    total = powers.sum(axis=axes, keepdims=True, where=kept)
+    mean = total / np.maximum(kept.sum(axis=axes, keepdims=True), 1)
     return np.asarray(np.divide(powers, mean, out=np.ones_like(powers), where=mean > 0))
 
 

@@ -92,6 +92,11 @@ class Influence:
         rules = {name: _rule(kept, some) for name, kept in found.items()}
         return cls({name: rule for name, rule in rules.items() if rule is not None})
 
+    @property
+    def notes(self) -> list[str]:
+        """Notes for the report."""
+        return [f"{ALL_POSITIONS}: {self.unknown}"] if self.unknown else []
+
     def places(self, output: str, feed: Feed, count: int) -> Array:
         """Of so many positions of a layer's output in a batch, those that count, in ascending order."""
         rule = self.rules.get(output)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
-from prunecli.calibration.influence import ALL_POSITIONS, Influence
+from prunecli.calibration.influence import Influence
 from prunecli.calibration.layers import refittable
 from prunecli.calibration.samples import calibration_samples, cautions, synthetic_data
 from prunecli.data import Dataset
@@ -106,9 +106,13 @@ class Cuttable:
         return [
             *([f"its integers stay as they are, and what they compute: {why}"] if why else []),
             *told,
+            *self._influence_notes(),
             *([f"{some(self.how.convolved)}: computed by an equal convolution or pooling, which is faster"]
               if self.how.convolved else []),
         ]  # fmt: skip
+
+    def _influence_notes(self) -> list[str]:
+        return self.known_influence.notes if self.known_influence is not None else []
 
     @property
     def is_quantised(self) -> bool:
@@ -135,14 +139,11 @@ class Cuttable:
         return self.made
 
     def influence(self, feeds: Sequence[Mapping[str, Array]], options: CutOptions) -> Influence:
-        """Which positions of layers' outputs count, by the first samples it is asked for; a note says where that cannot
-        be had."""
+        """Which positions of layers' outputs count, by the first samples it is asked for."""
         if self.known_influence is None:
             layers, _ = refittable(self.work)
-            found = Influence.of(self.work, layers, feeds, start=options.execution.open, seed=options.seed)
-            self.known_influence = found
-            if found.unknown:
-                self.sample_notes = (*self.sample_notes, f"{ALL_POSITIONS}: {found.unknown}")
+            start = options.execution.open
+            self.known_influence = Influence.of(self.work, layers, feeds, start=start, seed=options.seed)
         return self.known_influence
 
     def pictures(self, options: CutOptions, progress: Progress = no_progress) -> Dataset:

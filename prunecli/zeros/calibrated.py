@@ -26,7 +26,7 @@ from prunecli.calibration.grams import (
     subtract_product,
 )
 from prunecli.calibration.importance import LEAST, Importance
-from prunecli.calibration.influence import ALL_POSITIONS, EVERYWHERE, Influence
+from prunecli.calibration.influence import EVERYWHERE, Influence
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.errors import OutOfMemoryError, PruneError
@@ -131,8 +131,7 @@ class CalibratedLayers:
         Where that cannot be had, a note says so."""
         way = self.way
         self.influence = Influence.of(self.original, self.all, self.feeds, start=way.start, seed=way.seed)
-        if self.influence.unknown:
-            self.notes.append(f"{ALL_POSITIONS}: {self.influence.unknown}")
+        self.notes += self.influence.notes
         try:
             self.importance = Importance.of(
                 self.original, self.all, self.feeds, store=self.store, start=way.start, seed=way.seed
@@ -216,11 +215,12 @@ class CalibratedLayers:
                     target = _plus(target, off, layer.affine()[0].reshape(-1))
                 into = folds.side(is_held(place, part.batches))
                 weights, count = None, use.positions(target.shape)
+                places = self.influence.places(use.output, self.feeds[number], count)
                 if self.importance is not None:
-                    weights = self.importance.of_positions(use, number, count)
+                    weights = self.importance.of_positions(use, number, count, places=places)
                 collect(
-                    use, picker, into, data=given.read(use.data, number), wanted=target,
-                    places=self.influence.places(use.output, self.feeds[number], count), known=known, weights=weights,
+                    use, picker, into, data=given.read(use.data, number), wanted=target, places=places, known=known,
+                    weights=weights,
                 )  # fmt: skip
         if key is not None and not known:
             self.inputs = key, folds.inputs()

@@ -44,8 +44,11 @@ def test_errors_count_by_the_square_of_the_gradient(tmp_path: Path) -> None:
     rows = np.sqrt(power.sum(0))
     np.testing.assert_allclose(found.of_rows(layers["w"]), np.maximum(rows, 0.01 * rows.max())[None], rtol=1e-4)
     last = layers["v"].uses[0]  # of one position in each sample
-    np.testing.assert_allclose(found.of_positions(last, 0, 24), np.ones(24), rtol=1e-5)
-    assert found.of_positions(last, 0, 7) is None and found.of_positions(last, 9, 24) is None
+    np.testing.assert_allclose(found.of_positions(last, 0, 24, places=np.arange(24)), np.ones(24), rtol=1e-5)
+    assert (
+        found.of_positions(last, 0, 7, places=np.arange(7)) is None
+        and found.of_positions(last, 9, 24, places=np.arange(24)) is None
+    )
 
 
 def test_positions_of_a_sample_count_by_their_gradients(tmp_path: Path) -> None:
@@ -65,7 +68,9 @@ def test_positions_of_a_sample_count_by_their_gradients(tmp_path: Path) -> None:
     hidden = np.einsum("oi,nihw->nohw", W.T, images)
     power = (np.square((hidden > 0) * place)).sum(1).reshape(4, 6)
     wanted = 0.5 + 0.5 * power / power.mean(1, keepdims=True)
-    np.testing.assert_allclose(found.of_positions(layers[0].uses[0], 0, 24), wanted.reshape(-1), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.of_positions(layers[0].uses[0], 0, 24, places=np.arange(24)), wanted.reshape(-1), rtol=1e-4
+    )
 
 
 def test_what_has_too_many_shapes_is_refused(tmp_path: Path) -> None:
