@@ -277,12 +277,12 @@ class Picker:
 
 
 def collect(
-    found: Contraction, picker: Picker, into: Equations, data: Array, wanted: Array, *, places: Array,
-    known: bool = False, weights: Array | None = None,
+    found: Contraction, places: Iterable[Array], into: Equations, data: Array, wanted: Array, *, known: bool = False,
+    weights: Array | None = None,
 ) -> None:  # fmt: skip
-    """Add one batch: what the layer reads, and what it is to give, at some of the `places`. `known`: the sums of what
-    it reads are had; `weights` of all positions."""
-    for positions in picker.pick(places):
+    """Add one batch: what the layer reads, and what it is to give, at the `places` of `Picker.pick`. `known`: the sums
+    of what it reads are had; `weights` of all positions."""
+    for positions in places:
         columns, targets = found.columns(data, wanted.shape, positions), found.targets(wanted, positions)
         if known:
             into.add_targets(columns, targets)

@@ -188,8 +188,8 @@ def _sums(visit: _LayerVisit, pair: _BothWalks) -> tuple[Equations, Equations | 
     for number in range(count):
         side = int(number >= data.fitted)
         target = teacher.read(wanted, number)
-        collect(read, pickers[side], sides[side], data=student.read(read.data, number), wanted=target,
-                places=data.places(visit.aim.found, number, target.shape))  # fmt: skip
+        places = pickers[side].pick(data.places(visit.aim.found, number, target.shape))
+        collect(read, places, sides[side], data=student.read(read.data, number), wanted=target)
     teacher.release(wanted)
     student.release(read.data)
     for sums in sides[: 1 + data.held]:

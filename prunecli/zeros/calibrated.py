@@ -219,7 +219,7 @@ class CalibratedLayers:
                 if self.importance is not None:
                     weights = self.importance.of_positions(use, number, count, places=places)
                 collect(
-                    use, picker, into, data=given.read(use.data, number), wanted=target, places=places, known=known,
+                    use, picker.pick(places), into, data=given.read(use.data, number), wanted=target, known=known,
                     weights=weights,
                 )  # fmt: skip
         if key is not None and not known:
