@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 import prunecli.dependency.rules  # noqa: F401 - fills the registry
 from prunecli.dependency.atoms import AtomTable, Components, LengthError, solve
+from prunecli.dependency.neutral import freeze_contradictions
 from prunecli.dependency.registry import BARRIERS, RULES, RuleContext, Work, is_named, is_shape_computation
 from prunecli.dependency.units import Family, find_families
 from prunecli.dependency.views import Geometry, view_geometry
@@ -66,6 +67,13 @@ def kept_together(form: FloatingForm) -> tuple[Whole, Mapping[tuple[str, int], i
     `analyse`."""
     whole, blocks = dict[tuple[str, int], str](), dict[tuple[str, int], int]()
     for name, one in form.sources.items():
+        if one.together:
+            last = len(one.shape) - 1
+            if one.shape[last] % one.together:
+                whole[name, last] = BLOCK
+            elif one.together > 1:
+                blocks[name, last] = one.together
+            continue
         if one.bits and not one.width:
             rank = len(one.shape)
             whole |= dict.fromkeys(((name, axis) for axis in ((2,) if rank == 3 else range(rank))), BLOCK)
@@ -105,6 +113,7 @@ def analyse(
     for node in model.graph:
         imported = model.opset_imports.get(node.domain)
         _apply_rule(RuleContext(node, geometry, table, work=work, opset=node.version or imported or 0))
+    freeze_contradictions(table)
     _freeze_dynamic(table, geometry)
     components = solve(table)
     return Analysis(

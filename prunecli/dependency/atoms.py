@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,10 @@ from prunecli.errors import PruneError
 Ints = NDArray[np.int64]
 MOST_ATOMS = 1 << 27
 """Largest number of atoms: their indices take a gigabyte. Large models have a few hundred times fewer."""
+
+
+Neutral = Literal["zero", "lowest"]
+"""What stands for an absent position: zero, or the lowest number of the type."""
 
 
 class LengthError(Exception):
@@ -49,6 +54,24 @@ class Freeze:
     positions: Ints | None = None
 
 
+@dataclass(frozen=True)
+class Absence:
+    """To `reader`, a position of an axis is absent if it holds `neutral` (`neutral.py`)."""
+
+    axis: int
+    neutral: Neutral
+    reader: ir.Node
+
+
+@dataclass(frozen=True)
+class LeastKept:
+    """At least `count` positions of an axis stay, and why."""
+
+    axis: int
+    count: int
+    reason: str
+
+
 @dataclass
 class AtomTable:
     """The relations stated by the rules. Axes are ints, `numbers` those of a tensor; `find` gives the representative of
@@ -59,6 +82,8 @@ class AtomTable:
     freezes: list[Freeze] = field(default_factory=list)
     approximations: list[tuple[int, str]] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
+    absences: list[Absence] = field(default_factory=list)
+    quotas: list[LeastKept] = field(default_factory=list)
     products: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     edges: list[tuple[int, Ints, int, Ints]] = field(default_factory=list)
     _parent: list[int] = field(default_factory=list)
@@ -122,6 +147,14 @@ class AtomTable:
     def mark(self, axis: int, kind: str) -> None:
         """Name the kind of the positions of this axis (`head`), for --granularity and the report."""
         self.marks.append((axis, kind))
+
+    def absent(self, axis: int, neutral: Neutral, reader: ir.Node) -> None:
+        """State that to this reader a position of a tensor's axis is absent if it holds `neutral`."""
+        self.absences.append(Absence(axis, neutral, reader))
+
+    def keep(self, axis: int, count: int, reason: str) -> None:
+        """State that at least `count` positions of this axis stay."""
+        self.quotas.append(LeastKept(axis, count, reason))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     unit    a minimal closed set of atoms (`units.py`): one channel everywhere it appears, one attention head
     group   units of the same structure: they touch the same axes in the same number of positions
     kind    channel, head, head_dim (the same dimension inside all heads), width (an axis that a normalisation averages
-            over, such as the hidden size: cutting it is an approximation, unless it has no mean), or block (a whole
-            residual block)
+            over, such as the hidden size: cutting it is an approximation, unless it has no mean), expert (a whole one
+            of a mixture, with what the router has of it), or block (a whole residual block)
 
 Units of different groups never share atoms, except heads and the dimensions inside them. Groups within a block go
 with it.
@@ -29,8 +29,8 @@ from prunecli.dependency.prepare import plan_names
 from prunecli.dependency.units import Family
 from prunecli.errors import PruneError
 
-Kind = Literal["channel", "head", "head_dim", "width", "vocabulary", "block"]
-KINDS: tuple[Kind, ...] = ("channel", "head", "head_dim", "width", "vocabulary", "block")
+Kind = Literal["channel", "head", "head_dim", "width", "expert", "vocabulary", "block"]
+KINDS: tuple[Kind, ...] = ("channel", "head", "head_dim", "width", "expert", "vocabulary", "block")
 DEFAULT_KINDS: tuple[Kind, ...] = ("channel", "head")
 
 
@@ -39,7 +39,8 @@ class Group:
     """Units `first` .. `first + count - 1` of the catalogue.
 
     `axes` are the representatives of the axes touched (atom table) and `per_unit` the positions that one unit
-    has on each; `weights` are the (initializer, axis) slices, of which the first gives the name.
+    has on each; `weights` are the (initializer, axis) slices, of which the first gives the name. At least `least` of
+    its units stay (none of a block, which may be dropped whole); `quota` says why, where it is more than one.
     """
 
     name: str
@@ -50,15 +51,12 @@ class Group:
     per_unit: tuple[int, ...]
     weights: tuple[tuple[str, int], ...]
     approximation: str = ""
+    least: int = 1
+    quota: str = ""
 
     @property
     def units(self) -> slice:
         return slice(self.first, self.first + self.count)
-
-    @property
-    def least(self) -> int:
-        """Least number of units that stay: 0 for a block, which may be dropped whole."""
-        return 0 if self.kind == "block" else 1
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,12 @@ class Catalogue:
         return np.asarray(units & ~self._inner(units), bool)
 
     def empties(self, units: np.ndarray) -> bool:
-        """Return whether an axis loses all its positions, other than by the drop of its block."""
-        return bool((self.kept(self.outside(units)) < np.minimum(self.sizes, 1)).any())
+        """Return whether an axis keeps no position, or fewer than it has to, other than by the drop of its block."""
+        least, table = np.minimum(self.sizes, 1), self.analysis.components.table
+        for quota in table.quotas:
+            root = table.find(quota.axis)
+            least[root] = max(least[root], quota.count)
+        return bool((self.kept(self.outside(units)) < least).any())
 
     @cached_property
     def sizes(self) -> Ints:
@@ -224,7 +226,7 @@ def parse_granularity(text: str) -> tuple[Kind, ...]:
     if unknown or not names:
         raise PruneError(
             f"no granularity {unknown[0] if unknown else text!r}",
-            "use channel, head, head_dim, block, vocabulary or all",
+            "use channel, head, head_dim, expert, block, vocabulary or all",
         )
     return tuple(kind for kind in KINDS if kind in names)
 
@@ -254,7 +256,7 @@ def _with_blocks(found: Catalogue) -> Catalogue:
         weights = tuple((name, 0) for name, value in model.graph.initializers.items() if value in dead)
         groups.append(
             Group(block.name, "block", first=found.count + number, count=1, axes=(axes + number,), per_unit=(1,),
-                  weights=weights)
+                  weights=weights, least=0)
         )  # fmt: skip
     start = np.append(found.start, np.repeat(found.start[-1], len(blocks)))
     return replace(found, groups=groups, start=start, blocks=blocks)
@@ -271,6 +273,8 @@ class _Batch:
     per_unit: tuple[int, ...]
     weights: tuple[tuple[str, int], ...]
     approximation: str
+    least: int
+    quota: str
 
 
 class _Builder:
@@ -285,14 +289,14 @@ class _Builder:
         self.slices = self._weight_slices()
         self.marked = {
             kind: {self.table.find(axis) for axis, own in self.table.marks if own == kind}
-            for kind in ("head", "vocabulary", "width")
+            for kind in ("expert", "head", "vocabulary", "width")
         }
 
     def build(self, kinds: tuple[Kind, ...]) -> Catalogue:
         batches = [b for number, f in enumerate(self.analysis.families) for b in self._batches(number, f)]
         self._name_head_dims(batches)
         chosen = self._choose([b for b in batches if b.kind in kinds])
-        usable = [b for b in chosen if len(b.units) > 1]
+        usable = [b for b in chosen if len(b.units) > b.least]
         groups: list[Group] = []
         starts, atoms = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
         names: dict[str, int] = {}
@@ -301,7 +305,7 @@ class _Builder:
             name = _unique(batch.weights[0][0], names)
             groups.append(Group(name=name, kind=batch.kind, first=first, count=len(batch.units), axes=batch.axes,
                                 per_unit=batch.per_unit, weights=batch.weights,
-                                approximation=batch.approximation))  # fmt: skip
+                                approximation=batch.approximation, least=batch.least, quota=batch.quota))  # fmt: skip
             lengths, flat = self._unit_atoms(batch)
             starts.append(starts[-1][-1] + np.cumsum(lengths))
             atoms.append(flat)
@@ -347,11 +351,22 @@ class _Builder:
             axes, counts = np.unique(self.axis_of_atom[mine], return_counts=True)
             weights = tuple(self._ordered(axes))
             if weights:
+                least, quota = self._quota(axes)
                 yield _Batch(
                     family=number, kind=self._kind(family, sample, axes), units=live[which == leader],
                     axes=tuple(axes.tolist()), per_unit=tuple(counts.tolist()), weights=weights,
-                    approximation=self._reason(int(family.approximate[sample])),
+                    approximation=self._reason(int(family.approximate[sample])), least=least, quota=quota,
                 )  # fmt: skip
+
+    def _quota(self, axes: Ints) -> tuple[int, str]:
+        """Return how many units on these axes have to stay, and why, if more than one; frozen positions count."""
+        found = 1, ""
+        for quota in self.table.quotas:
+            root = self.table.find(quota.axis)
+            stuck = int((self.solved.frozen[self.solved.of_axis(root)] >= 0).sum())
+            if root in axes.tolist() and quota.count - stuck > found[0]:
+                found = quota.count - stuck, quota.reason
+        return found
 
     def _ordered(self, axes: Ints) -> list[tuple[str, int]]:
         """The weight slices on these axes: matrices before vectors, producers (in order of use) first."""
@@ -375,6 +390,8 @@ class _Builder:
     def _kind(self, family: Family, unit: int, axes: Ints) -> Kind:
         if not self.marked["vocabulary"].isdisjoint(axes.tolist()):
             return "vocabulary"
+        if not self.marked["expert"].isdisjoint(axes.tolist()):
+            return "expert"
         if family.approximate[unit] >= 0 or not self.marked["width"].isdisjoint(axes.tolist()):
             return "width"
         return "head" if family.factor and not self.marked["head"].isdisjoint(axes.tolist()) else "channel"
@@ -451,8 +468,11 @@ class _Builder:
         for batch in batches:
             other = {"width": f"{batch.approximation or 'a normalisation runs over this axis'} ({ALL} cuts it)",
                      "head_dim": f"inside attention heads ({ALL} cuts it)",
+                     "expert": "whole experts of a mixture (--granularity expert cuts them)",
                      "vocabulary": "categories of an input (--granularity vocabulary cuts them)"}  # fmt: skip
             why = COUPLED if len(batch.units) == 1 else other.get(batch.kind, f"{batch.kind}: not asked for")
+            if batch.quota and len(batch.units) <= batch.least:
+                why = f"{batch.quota}, and there are no more"
             for component in self._components(batch)[~free[self._components(batch)]].tolist():
                 out[component] = why
         for family in self.analysis.families:

@@ -28,7 +28,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
-from prunecli.dependency.atoms import AtomTable, Ints
+from prunecli.dependency.atoms import AtomTable, Ints, Neutral
 from prunecli.dependency.views import Geometry
 from prunecli.model.shape_inference import Facts, Shape
 from prunecli.operators import amend, macs_of
@@ -204,6 +204,14 @@ class RuleContext:
     def zero_is_absent(self, value: ir.Value, index: int) -> None:  # type: ignore[valid-type]
         """State that a zero at a position of this axis has the same result as its removal."""
         self.axis(value, index)
+
+    def absent_as(self, value: ir.Value, index: int, neutral: Neutral) -> None:  # type: ignore[valid-type]
+        """State that to this node a position of this axis is absent if it holds `neutral`, in place of zero."""
+        self.table.absent(self.axis(value, index), neutral, self.node)
+
+    def keep_at_least(self, value: ir.Value, index: int, count: int, reason: str) -> None:  # type: ignore[valid-type]
+        """State that at least `count` positions of this axis stay."""
+        self.table.keep(self.axis(value, index), count, reason)
 
     def freeze_unspoken(self) -> None:
         """Freeze every axis of an input that the rule has not named."""

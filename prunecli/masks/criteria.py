@@ -94,7 +94,8 @@ class WeightPart:
 @dataclass(frozen=True)
 class UnitGroup:
     """What a criterion of structures sees: the parts of one group of like units. `rng` draws for that group alone.
-    `damage`: that each unit adds, where it was measured. `importance`: of each unit in the unit graph."""
+    `damage`: that each unit adds, where it was measured. `importance`: of each unit in the unit graph. `added`: the
+    power that each unit adds to what it is summed with, where that was measured as such."""
 
     name: str
     count: int
@@ -102,6 +103,7 @@ class UnitGroup:
     rng: np.random.Generator
     damage: Array | None = None
     importance: Array | None = None
+    added: Array | None = None
 
     def of(self, *roles: str) -> list[WeightPart]:
         return [part for part in self.parts if part.role in roles]
@@ -208,6 +210,11 @@ def over_samples(term: Callable[[Any], Any]) -> Callable[[UnitGroup], list[Array
         return [term(np.sum([part.evidence["gates"] for part in found], axis=0)).mean(axis=1)]
 
     return rows
+
+
+def _activation(group: UnitGroup) -> list[Array]:
+    readers = sums_of(lambda w, moments: moments * (w * w), "in", evidence="moments")
+    return readers(group) if group.added is None else [group.added]
 
 
 def _staying(group: UnitGroup) -> list[Array]:
@@ -322,8 +329,9 @@ for _entry in (
     ),
     Criterion(
         "activation", "energy that the unit adds to what its readers compute",
-        "E[x^2] |W|^2 per slice W that reads the unit x (the structural form of wanda, Sun et al. 2024)",
-        structures=Structures(sums_of(lambda w, moments: moments * (w * w), "in", evidence="moments"), MOMENTS),
+        "E[x^2] |W|^2 per slice W that reads the unit x (the structural form of wanda, Sun et al. 2024); of an expert"
+        " E[(g |y|)^2], y what it makes of a token and g the weight that the router gives it there",
+        structures=Structures(_activation, MOMENTS),
     ),
     Criterion(
         "gradient", "E|g|: the size of the gradient alone",

@@ -25,9 +25,9 @@ from prunecli.errors import PruneError
 from prunecli.model.constants import Constant, Holder, behind, holders
 from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
 from prunecli.model.loading import Model
-from prunecli.model.quantised import UNREAD, Quantised, Unfolded, block_table, nbits, quantised
+from prunecli.model.quantised import UNREAD, Quantised, Unfolded, block_table, experts, nbits, quantised
 from prunecli.operators import MICROSOFT, operator_of
-from prunecli.operators.attributes import integer, number
+from prunecli.operators.attributes import integer, number, text
 from prunecli.operators.operator import input_of
 from prunecli.registry import into_operators
 from prunecli.storage.stored import stored, unmap
@@ -106,7 +106,11 @@ class FloatingForm:
             PruneError: a scale is shared by weights that lose different positions.
         """
         out = {name: dict(axes) for name, axes in removed.items()}
-        out |= {name: out[source] for name, source in self._resolved() if source in out}
+        out |= {name: out[known] for name, known in self._resolved() if known in out}
+        for name, source in self.sources.items():
+            last = len(source.shape) - 1
+            if source.together and last in out.get(name, {}):
+                out[name][last] = np.unique(out[name][last] // (8 // source.bits))
         shared = dict[tuple[str, int], Array]()
         for one in self.companions:
             gone = np.unique(removed.get(one.owner, {}).get(one.axis, np.zeros(0, np.int64)) // one.block)
@@ -788,6 +792,39 @@ def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
         weight = r.insert(node, "Reshape", [weight, r.constant(np.array([rows, width], np.int64))])
     matrix = r.insert(node, "Transpose", [weight], attributes={"perm": [1, 0]})
     _product_and_bias(r, node, [i[0], matrix], added=i[5])
+
+
+MIXTURE = (
+    "activation_alpha", "activation_beta", "activation_type", "k", "swiglu_fusion", "swiglu_limit",
+    "swiglu_limit_after_activation", "use_sparse_mixer",
+)  # fmt: skip
+EXPERTS = {1: (2, 3, 4, 11), 2: (5, 6, 7, 12), 3: (8, 9, 10, 13)}
+"""Of each matrix of QMoE: the inputs that are its weight, scales, biases and zero points."""
+
+
+@restates("QMoE", domain=MICROSOFT)
+def _mixture(r: Restatement, node: ir.Node) -> None:
+    """Tokens, router logits, then up to three matrices of every expert. The k largest logits are weighed among
+    themselves, as MoE does where it normalises."""
+    kind, prepacked = text(node, "quant_type", "int"), integer(node, "weights_prepacked", -1)
+    if kind != "int" or prepacked == 1 or input_of(node, 14) is not None:
+        how = "weighs experts by router_weights" if input_of(node, 14) is not None else "has another layout of weights"
+        raise _UnknownError(f"{node.op_type} {node.name!r} {how}")
+    inputs: list[Value] = [input_of(node, 0), input_of(node, 1)]
+    for matrix, (weight, scale, added, zero_point) in EXPERTS.items():
+        value = input_of(node, weight)
+        bits = integer(node, f"fc{matrix}_expert_weight_bits", integer(node, "expert_weight_bits", 4))
+        if value is None:
+            continue
+        source = experts(
+            _integers(value), input_of(node, scale), input_of(node, zero_point), bits=bits,
+            block=integer(node, "block_size", 0),
+        )  # fmt: skip
+        if source is None:
+            raise _UnknownError(f"how {node.op_type} {node.name!r} stores the experts' weights is not known")
+        inputs += [r.weight(value, source, node), input_of(node, added)]
+    r.become(node, "MoE", inputs, keep=MIXTURE, domain=MICROSOFT)
+    node.attributes["normalize_routing_weights"] = ir.AttrInt64("normalize_routing_weights", 1)
 
 
 @restates("GatherBlockQuantized", domain=MICROSOFT)

@@ -60,6 +60,8 @@ class Quantised:
         product: the scale is the product of two others (of a bias: of the data's and the weight's).
         grouped: inputs belong to scales by a table of their own, not by where they are stored.
         width: numbers of a row, of rows that are stored as blocks of bytes of which the last is not full; 0: all are.
+        together: neighbours along the last axis that can go without the others, which a byte or a scale holds; 0: it
+            is not known that any can.
     """
 
     tensor: ir.TensorProtocol
@@ -73,6 +75,7 @@ class Quantised:
     product: tuple[ir.Value, ...] = ()
     grouped: bool = False
     width: int = 0
+    together: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -90,7 +93,7 @@ class Quantised:
     def words(self) -> str:
         """How the numbers are stored."""
         kind = f"{self.bits}-bit integers" if self.bits else self.tensor.dtype.numpy().name
-        packed_block = int(self.tensor.shape.numpy()[-1]) * 8 // self.bits if self.bits else 0
+        packed_block = int(self.tensor.shape.numpy()[-1]) * 8 // self.bits if self.bits and not self.together else 0
         shared = self.block or packed_block
         scales = "one scale" if self.scale.size == 1 else f"a scale per {shared}" if shared else "scales per channel"
         return f"{kind}, {scales}"
@@ -337,6 +340,31 @@ def nbits(
     own = scales.reshape(rows, blocks)[:, groups]
     own = own[:, :width] if partial else own.reshape(rows, blocks, block)
     return replace(found, scale=own, block=0, grouped=True)
+
+
+def experts(
+    tensor: ir.TensorProtocol | None, scale: ir.Value | None, zero_point: ir.Value | None, bits: int, block: int
+) -> Quantised | None:
+    """A matrix of every expert of QMoE: (E, rows, columns) packed along the columns, scales (E, rows) or of blocks of
+    columns (E, rows, blocks), zero points likewise, packed along their last axis, or 2^(bits - 1)."""
+    factor, offset = stored(scale), stored(zero_point)
+    if tensor is None or factor is None or (zero_point is not None and offset is None) or bits not in (2, 4, 8):
+        return None
+    count, rows, each = (int(d) for d in tensor.shape.numpy())
+    columns = each * 8 // bits
+    blocks = -(-columns // block) if block else 1
+    scales = np.asarray(factor.numpy())
+    if tensor.dtype != ir.DataType.UINT8 or scales.size != count * rows * blocks or scales.shape[:2] != (count, rows):
+        return None
+    points = np.full((1, 1, 1), 1 << (bits - 1), np.int32)
+    if offset is not None:
+        held = np.asarray(offset.numpy())
+        along = (count, rows, 1) if held.ndim == 2 else (count, rows, blocks)
+        points = unpacked(held, bits)[..., : along[-1] if held.ndim == 3 else rows].reshape(along).astype(np.int32)
+    return Quantised(
+        tensor, scales.reshape(count, rows, blocks), points, dtype=factor.dtype, axis=2, block=block, bits=bits,
+        parameters=(scale, zero_point), together=max(block, 8 // bits),
+    )  # fmt: skip
 
 
 def block_table(

@@ -272,7 +272,7 @@ register(Operator(role=_matmul_role), "FusedMatMulActivation", domain=MICROSOFT)
 register(replace(INTEGER_MATMUL, shapes=_matmul_shapes), "DynamicQuantizeMatMul", domain=MICROSOFT)
 register(replace(INTEGER_MATMUL, shapes=_matmul_shapes, type_of=2), "MatMulIntegerToFloat", domain=MICROSOFT)
 register(Operator(macs=_nbits_macs, shapes=_nbits_shapes, quantised=True), "MatMulNBits", domain=MICROSOFT)
-register(Operator(quantised=True), "MatMulBnb4 MatMulFpQ4 QMoE", domain=MICROSOFT)
+register(Operator(quantised=True), "MatMulBnb4 MatMulFpQ4", domain=MICROSOFT)
 
 
 # -- MoE: each token through k experts, which are two (gated: three) matrices each ------------
@@ -292,7 +292,17 @@ def _experts_macs(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
     return math.prod(out) // hidden * integer(node, "k", 1) * inner * hidden * (fused + third + 1)
 
 
+def _packed_experts_macs(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """As of MoE. The weights are inputs 2, 5 and 8, with several numbers in a byte along their last axis."""
+    bits = integer(node, "fc2_expert_weight_bits", integer(node, "expert_weight_bits", 4))
+    _, hidden, packed = shape(5)
+    inner = packed * 8 // bits
+    fused, third = shape(2)[1] // inner, int(name_of(node, 8) is not None)
+    return math.prod(out) // hidden * integer(node, "k", 1) * inner * hidden * (fused + third + 1)
+
+
 register(Operator(role=_experts_role, macs=_experts_macs, shapes=like_first), "MoE", domain=MICROSOFT)
+register(Operator(macs=_packed_experts_macs, shapes=like_first, quantised=True), "QMoE", domain=MICROSOFT)
 
 
 # -- Einsum: equal letters are one axis; a letter that is not in the output is summed over ------

@@ -61,7 +61,7 @@ class TrialOptions(
     granularity: Annotated[
         str,
         Option("element: zeros in weights; else structures that leave the graph, as `prune structured` cuts them", SELECT,
-               "element|channel|head|all"),
+               "element|channel|head|expert|all"),
     ] = ELEMENT  # fmt: skip
     criterion: Annotated[
         str | None,

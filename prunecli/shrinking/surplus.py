@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.dependency.catalogue import Catalogue, Group
+from prunecli.dependency.neutral import neutral_of
 from prunecli.dependency.rules.reductions import reduced_axes
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import number as number_of
@@ -71,6 +72,7 @@ class Finder:
     def __init__(self, catalogue: Catalogue, numbering: SliceNumbering) -> None:
         self.units, self.numbering = catalogue, numbering
         self.solved = catalogue.analysis.components
+        self.chosen_by = neutral_of(self.solved.table)
         self.ends = [end for node in reversed(list(numbering.graph)) for end in self._ends(node)]
 
     def find(self, allowed: Array) -> Surplus:
@@ -122,8 +124,11 @@ class Finder:
             yield from ((v, axis) for v in data for axis in range(numbering.rank(v)))
 
     def _absent(self, node: ir.Node, value: ir.Value, axis: int) -> Array:
-        """Positions of an axis at which a product is zero: in a MatMul one zero factor is enough."""
+        """Positions of an axis at which a product is zero: in a MatMul one zero factor is enough. To a choice of the
+        largest a zero is not absent."""
         zero = self.numbering.of(value, axis).zero
+        if (value, axis) in self.chosen_by:
+            return np.zeros_like(zero)
         if node.op_type in ("MatMul", "FusedMatMul"):
             for index, other in enumerate(node.inputs[:2]):
                 if other is not None and other in self.numbering.facts.shapes:

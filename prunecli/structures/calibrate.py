@@ -18,6 +18,7 @@ from prunecli.model import find_weights
 from prunecli.reconstruct.refit import TURNING
 from prunecli.reconstruct.turning import TurnedModel, turned
 from prunecli.structures.choose import Measure, Measurements, group_limit, resolve_criterion
+from prunecli.structures.experts import closable, energies
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
 from prunecli.types import Progress
@@ -32,8 +33,16 @@ def measure(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Meas
 
 
 def _moments(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
-    found = Measurements(moments=_input_moments(cuttable, options, progress))
+    found = Measurements(moments=_input_moments(cuttable, options, progress), added=_added(cuttable, options, progress))
     return lambda _: found
+
+
+def _added(cuttable: Cuttable, options: CutOptions, progress: Progress) -> dict[str, Array]:
+    """Return what experts add to the outputs of their mixtures, by group; nothing is measured where there are none."""
+    if all(group.kind != "expert" for group in cuttable.units.groups):
+        return {}
+    feeds = [batch.feed for batch in cuttable.samples(options, progress).batches(options.batch_size)]
+    return energies(cuttable.units, cuttable.work, feeds, start=options.execution.open, progress=progress)
 
 
 def _importance(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
@@ -42,7 +51,8 @@ def _importance(cuttable: Cuttable, options: CutOptions, progress: Progress) -> 
     moments = {} if options.source is None else _input_moments(cuttable, options, progress)
     graph = graph_of(cuttable.units, moments)
     rank = graph.importance(options.damping, _norms(cuttable, moments) if moments else None)
-    found = Measurements(importance={group.name: rank[group.units] for group in cuttable.units.groups})
+    known = [group for group in cuttable.units.groups if group.kind != "expert"]  # no path through the graph tells them
+    found = Measurements(importance={group.name: rank[group.units] for group in known})
     return lambda _: found
 
 
@@ -109,16 +119,13 @@ def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Meas
     heads = TurnedModel(cuttable.work)
     if recovery_method(options) in TURNING and any(group.kind == "head_dim" for group in groups):
         heads = turned(cuttable.work, data)
+    mixed = any(group.kind == "expert" for group in groups)
+    doors = closable(heads.model, cuttable.neutral if mixed else {}, cuttable.shapes)
     source = DamageSource(
-        heads.model,
-        cuttable.units,
-        fit,
-        held=held,
-        start=data.start,
-        progress=progress,
-        rank=heads.rank,
+        doors.model, cuttable.units, fit, held=held, start=data.start, progress=progress, rank=heads.rank,
         influence=data.influence,
-    )
+        added=energies(cuttable.units, cuttable.work, fit, start=data.start, progress=progress), doors=doors,
+    )  # fmt: skip
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
     damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
     few = fit[: -(-JOINTLY_FITTED // run_size(cuttable.counted, options.batch_size))]

@@ -107,13 +107,15 @@ class Measurements:
     """Measurements for criteria that need them. moments: E[x^2] of the columns' inputs, by weight, one per
     position of the axis that is read. gates: by weight and axis, (samples, positions): sums of weight times gradient
     over all other axes. damage: by group, the measured damage that each unit adds. importance: by group, of
-    each unit in the unit graph. joint: of a mask over all units, the measured damage when they go together. blocks: of
+    each unit in the unit graph. added: by group, what each unit adds to what it is summed with, where that was measured
+    as such. joint: of a mask over all units, the measured damage when they go together. blocks: of
     a mask over the residual blocks, their measured damage without any others."""
 
     moments: Mapping[str, Array] = field(default_factory=dict)
     damage: Mapping[str, Array] = field(default_factory=dict)
     gates: Mapping[tuple[str, int], Array] = field(default_factory=dict)
     importance: Mapping[str, Array] = field(default_factory=dict)
+    added: Mapping[str, Array] = field(default_factory=dict)
     joint: Callable[[Mask], float] | None = None
     blocks: Callable[[Mask], float] | None = None
 
@@ -185,8 +187,9 @@ def _check(recipe: UnitRecipe, criterion: Structures, evidence: Measurements | M
 
 
 def group_limit(group: Group, max_ratio: float) -> int:
-    """Return the most units of a group that may be removed: all but one, or all of a block."""
-    return 1 if group.kind == "block" else min(group.count - 1, int(np.floor(max_ratio * group.count + 1e-9)))
+    """Return the most units of a group that may be removed: all but those that have to stay, or all of a block."""
+    most = int(np.floor(max_ratio * group.count + 1e-9))
+    return 1 if group.kind == "block" else min(group.count - group.least, most)
 
 
 class _Chooser:
@@ -230,7 +233,7 @@ class _Chooser:
         self.pools = self._pools(self.alignment)
         first = replace(found[0][0], mended=asked.mended)
         told = self._width_notes(asked, why if first == asked else "cannot be met")
-        return replace(best, notes=[*told, *best.notes, *self._budget_notes(best)])
+        return replace(best, notes=[*told, *best.notes, *self._budget_notes(best), *self._quota_notes(best)])
 
     def _fastest(self, found: Sequence[WayCut], progress: Progress) -> tuple[WayCut, str]:
         """Return the fastest of these cuts, the coarsest widths first, whose damage is not much larger than the least;
@@ -323,6 +326,13 @@ class _Chooser:
             told = f"{self._named(asked)}: {reached:.4g} {what}, the nearest below{alike}"
             yield f"{told} with widths in {self.alignment.words}" if self.alignment.block > 1 else told
 
+    def _quota_notes(self, found: UnitDecision) -> Iterator[str]:
+        """Name the groups that are as narrow as they may be, where more than one unit has to stay."""
+        for group in self.groups:
+            left = group.count - int(found.removed[group.units].sum())
+            if group.quota and left == group.least:
+                yield f"{group.name}: {left} of {group.count} {group.kind}s stay, and no fewer can: {group.quota}"
+
     def _named(self, target: float) -> str:
         """Name the budget. A latency budget is the present aim of the search, not what the user asked for."""
         if self.budget.kind == "latency":
@@ -347,7 +357,8 @@ class _Chooser:
             parts = [] if group.kind == "block" else [self._part(piece, gone) for piece in self.slices.of(group)]
             found = self.evidence or Measurements()
             damage, importance = found.damage.get(group.name), found.importance.get(group.name)
-            units = UnitGroup(group.name, group.count, parts, rng=rng, damage=damage, importance=importance)
+            units = UnitGroup(group.name, group.count, parts, rng=rng, damage=damage, importance=importance,
+                              added=found.added.get(group.name))  # fmt: skip
             rows.append(self.criterion.score(units))
             if any(np.isnan(row).any() for row in rows[-1]):
                 raise PruneError(f"a weight of {group.name} holds NaN", "`prune inspect` lists the weights")

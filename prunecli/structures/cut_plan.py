@@ -5,14 +5,16 @@
      "units": [{"id": 0, "group": "...", "kind": "channel", "score": 0.1, "removed": true, "params": n,
                 "macs": n, "weights": {"INITIALIZER": {"AXIS": [positions]}}}],
      "frozen": [{"tensor", "axis", "reason", "positions", "size"}], "averaged": [["VALUE", AXIS]],
-     "merged": {"VALUE": {"AXIS": {"split": [lengths], "positions": {"PLACE IN SPLIT": [positions]}}}}}
+     "merged": {"VALUE": {"AXIS": {"split": [lengths], "positions": {"PLACE IN SPLIT": [positions]}}}},
+     "neutral": {"VALUE": {"AXIS": "lowest"}}}
 
 `weights` and `tensors` list floating-point values only, in the names of the user's file: forcing them to zero
 in the original gives what the cut model computes. `averaged` are the axes where that is not so, because a
 normalisation averages over them (width): it has to see the kept positions only. `merged` are those of
 them whose length varies (channels x height x width): the axis, taken apart row-major into the lengths of `split`
-(-1 is the one that varies), loses the positions of some of these. A replay takes the units with `removed` and
-requires that exactly the listed positions follow from them.
+(-1 is the one that varies), loses the positions of some of these. `neutral` names the axes on which an absent position
+is not zero but the lowest finite number of the type: the logits by which tokens choose experts. A replay takes the
+units with `removed` and requires that exactly the listed positions follow from them.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.dependency.edit import Removed
+from prunecli.dependency.neutral import passes
 from prunecli.errors import PruneError
 from prunecli.files import written
 from prunecli.model import Model
@@ -150,23 +153,14 @@ def check_positions(path: Path, listed: Positions, follows: Positions) -> None:
                 )
 
 
-PASSING = frozenset({
-    "Abs", "Add", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Expand", "Floor", "Gelu",
-    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "LogSoftmax", "Max", "Min", "Mish", "Mul", "Neg",
-    "PRelu", "Pow", "Reciprocal", "Relu", "Reshape", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softmax", "Softplus",
-    "Softsign", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Transpose", "Unsqueeze",
-    "Where",
-})  # fmt: skip
-"""Operators that keep positions apart on every axis that can be cut through them."""
-
-
-def needed(graph: ir.Graph, listed: Removed) -> Removed:
+def needed(graph: ir.Graph, listed: Removed, kept: Collection[str] = ()) -> Removed:
     """Leave out computed values that are only read by passing operators whose results are listed, and what Flatten
     makes of listed ones.
 
     Args:
         graph: of the user's file.
         listed: everything that loses positions, by the names of that file.
+        kept: values that stay listed in any case, since zeros before them are no zeros at them.
     """
     inner = _captured(graph)
     passing = {
@@ -179,7 +173,7 @@ def needed(graph: ir.Graph, listed: Removed) -> Removed:
     moved = {
         n.outputs[0].name for n in graph if n.op_type == "Flatten" and _name(n.inputs[0]) in listed.keys() - passing
     }
-    return {name: axes for name, axes in listed.items() if name not in passing | moved}
+    return {name: axes for name, axes in listed.items() if name in kept or name not in passing | moved}
 
 
 def _name(value: ir.Value | None) -> str | None:
@@ -192,7 +186,7 @@ def _is_passed_on(value: ir.Value, listed: Collection[str]) -> bool:
 
 
 def _passes(node: ir.Node, listed: Collection[str]) -> bool:
-    return node.domain == "" and node.op_type in PASSING and all(o.name in listed for o in node.outputs if o.name)
+    return passes(node) and all(o.name in listed for o in node.outputs if o.name)
 
 
 def _captured(graph: ir.Graph) -> set[ir.Value]:

@@ -90,7 +90,7 @@ class CutProof:
     def _whole(self, staged: Path) -> Verification:
         both = _Sides(self.path, staged, self.forced, open=self.open)
         found = both.prove(list(self.cases(both.original)), self.progress)
-        return _verdict(found, both.effects, as_written=both.as_written)
+        return self._verdict(found, both.effects, as_written=both.as_written)
 
     def _in_pieces(self, staged: Path, folder: Path) -> Verification:
         """All cases together; where the original runs on none of them, others in turn."""
@@ -124,25 +124,29 @@ class CutProof:
                 if run.label in both.results
             ]
         effects_told = effects if self.forced.restricts else None
-        return _verdict(Proof(len(runs), found), effects_told, len(pieces), as_written=as_written)
+        return self._verdict(Proof(len(runs), found), effects_told, len(pieces), as_written=as_written)
 
-
-def _verdict(
-    found: Proof, effects: Sequence[Difference] | None, pieces: int = 1, as_written: bool = False
-) -> Verification:
-    """Return the verification. `effects`: the error of plain zeros where the reference normalises over the kept
-    positions. `as_written`: both were run without integer kernels."""
-    how = f"; proved in {pieces} pieces, each on what the reference yields before it" if pieces > 1 else ""
-    if as_written:
-        how += "; both run as they are written, without kernels of integers, which zeros in between keep it from using"
-    if effects is None:
-        return found.verification(f"equals, to rounding, the original with the removed positions forced to zero{how}")
-    effect = max((one.relative for one in effects), default=0.0)
-    return found.verification(
-        "equals, to rounding, the original whose normalisations see the kept positions only; with the removed"
-        f" ones forced to zero instead, outputs would differ by {effect:.2g} of their largest element{how}",
-        "approximate",
-    )
+    def _verdict(
+        self, found: Proof, effects: Sequence[Difference] | None, pieces: int = 1, as_written: bool = False
+    ) -> Verification:
+        """Return the verification. `effects`: the error of plain zeros where the reference normalises over the kept
+        positions. `as_written`: both were run without integer kernels."""
+        how = f"; proved in {pieces} pieces, each on what the reference yields before it" if pieces > 1 else ""
+        if as_written:
+            how += (
+                "; both run as they are written, without kernels of integers, which zeros in between keep it from using"
+            )
+        to = "zero, and what a choice goes by to the lowest number" if self.forced.chooses else "zero"
+        if effects is None:
+            return found.verification(
+                f"equals, to rounding, the original with the removed positions forced to {to}{how}"
+            )
+        effect = max((one.relative for one in effects), default=0.0)
+        return found.verification(
+            "equals, to rounding, the original whose normalisations see the kept positions only; with the removed"
+            f" ones forced to {to} instead, outputs would differ by {effect:.2g} of their largest element{how}",
+            "approximate",
+        )
 
 
 def _constant(value: T) -> Callable[[], T]:

@@ -1,4 +1,5 @@
-"""The reference of a structural cut: the original file with the removed positions forced to zero.
+"""The reference of a structural cut: the original file with the removed positions forced to zero, or to what else
+stands for an absent position there.
 
 It is built by the plain onnx package from the file as the user gave it and from what the plan file lists, so
 that agreement with it proves preparation, removal and saving at once, and anyone can build the same thing.
@@ -16,6 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.arrays import Array, without
+from prunecli.dependency.atoms import Neutral
+from prunecli.dependency.neutral import lowest
 from prunecli.model.protos import graphs
 from prunecli.model.tensors import FLOATS
 from prunecli.verify.outline import drop_unnamed, free_initializers
@@ -48,7 +51,8 @@ class Forced:
     `shapes` and `dtypes` (ONNX element types) are of all values. `averaged`: axes (value, axis) whose positions
     normalisations average over: there only kept positions are to count. `merged`: the same of axes that `positions`
     cannot list, because their lengths vary. `zeros`: what a stored tensor of integers holds where it stands for zeros;
-    `zero_points`: the name of what stands for zero in a computed one ("": zero does).
+    `zero_points`: the name of what stands for zero in a computed one ("": zero does). `neutral`: by value and axis,
+    what stands for an absent position where zero does not (`dependency/neutral.py`).
     """
 
     positions: Positions
@@ -59,11 +63,17 @@ class Forced:
     merged: Mapping[str, Mapping[int, Merged]] = field(default_factory=dict)
     zeros: Mapping[str, Array] = field(default_factory=dict)
     zero_points: Mapping[str, str] = field(default_factory=dict)
+    neutral: Mapping[str, Mapping[int, Neutral]] = field(default_factory=dict)
 
     @property
     def restricts(self) -> bool:
         """Whether a normalisation averages over an axis that is cut."""
         return any(self.averages(name) for name, _ in self.averaged)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is removed that a choice of the largest goes by."""
+        return any(axes.keys() & self.positions.get(name, {}).keys() for name, axes in self.neutral.items())
 
     def averages(self, name: str) -> bool:
         """Return whether normalisations average over a cut axis of the value."""
@@ -87,7 +97,7 @@ def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = Fal
     free_initializers(model)
     for tensor in model.graph.initializer:
         if forced.is_listed(tensor.name) and (tensor.data_type in FLOATS or tensor.name in forced.zeros):
-            tensor.CopyFrom(zeroed(tensor, forced.positions[tensor.name], forced.zeros.get(tensor.name)))
+            tensor.CopyFrom(emptied(tensor, forced))
     drop_unnamed(model)
     editor = _Editor(model, forced)
     nodes = list(model.graph.node)
@@ -98,13 +108,20 @@ def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = Fal
     return model
 
 
-def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array], zeros: Array | None = None) -> onnx.TensorProto:
-    """Return the tensor with zeros, or the integer that stands for zero, at the positions of each axis."""
-    array = np.array(numpy_helper.to_array(tensor))
-    for axis, gone in axes.items():
-        where = (slice(None),) * axis + (gone,)
-        array[where] = 0 if zeros is None else zeros[where]
+def emptied(tensor: onnx.TensorProto, forced: Forced) -> onnx.TensorProto:
+    """Return a stored tensor with what stands for absent positions at those of each axis."""
+    array, zeros = np.array(numpy_helper.to_array(tensor)), forced.zeros.get(tensor.name)
+    neutral = forced.neutral.get(tensor.name, {})
+    for axis, gone in forced.positions[tensor.name].items():
+        each = 1 if zeros is None else forced.shapes[tensor.name][axis] // array.shape[axis]  # numbers in a byte
+        where = (slice(None),) * axis + (np.unique(gone // each),)
+        array[where] = neutral_number(neutral.get(axis, "zero"), array.dtype) if zeros is None else zeros[where]
     return numpy_helper.from_array(array, tensor.name)
+
+
+def neutral_number(neutral: Neutral, dtype: np.dtype[Any]) -> Array:
+    """Return what stands for an absent position in numbers of a type."""
+    return lowest(dtype) if neutral == "lowest" else np.zeros((), dtype)
 
 
 def stored_bytes(path: Path) -> int:
@@ -145,7 +162,8 @@ class _Editor:
                 zero = self._zero_of(name, code)
                 yield helper.make_node("Where", [self._constant(spread), source, zero], [target])
             else:
-                yield self._mask(spread, source, target, code=code)
+                neutral = self.forced.neutral.get(name, {}).get(axis, "zero")
+                yield from self._mask(spread, source, target, code=code, neutral=neutral)
             source = target
 
     def _zero_of(self, name: str, code: int) -> str:
@@ -155,13 +173,18 @@ class _Editor:
         point = self.forced.zero_points[name]
         return point or self._constant(np.zeros((), helper.tensor_dtype_to_np_dtype(code)))
 
-    def _mask(self, keep: Array, source: str, target: str, code: int) -> onnx.NodeProto:
-        """Where(keep, x, 0); x * keep where Where does not exist or has no kernel."""
+    def _mask(self, keep: Array, source: str, target: str, code: int, neutral: Neutral) -> Iterator[onnx.NodeProto]:
+        """Where(keep, x, neutral); x * keep + neutral * (1 - keep) where Where does not exist or has no kernel."""
         dtype = helper.tensor_dtype_to_np_dtype(code)
+        number = neutral_number(neutral, dtype)
         if self.has_where and code in (TensorProto.FLOAT, TensorProto.DOUBLE):
-            zero = self._constant(np.zeros((), dtype))
-            return helper.make_node("Where", [self._constant(keep), source, zero], [target])
-        return helper.make_node("Mul", [source, self._constant(keep.astype(dtype))], [target])
+            yield helper.make_node("Where", [self._constant(keep), source, self._constant(number)], [target])
+            return
+        kept = target if neutral == "zero" else self._name(target)
+        yield helper.make_node("Mul", [source, self._constant(keep.astype(dtype))], [kept])
+        if neutral != "zero":
+            absent = np.where(keep, np.zeros((), dtype), number)
+            yield helper.make_node("Add", [kept, self._constant(absent)], [target])
 
     # -- statistics over the kept positions ---------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """What each unit costs when the rest is refitted: curves of measured damage over the units that are gone.
 
 Within a group, units are eliminated one by one from the least-squares problems of the layers that read them
-(`elimination.py`). How much the model misses so many of a group is then measured: those units at zero, the
-readers refitted, everything else as it was, the outputs compared on held-out samples. A unit's score is its step on the
-curve's convex hull, so that ranking by score per cost solves the knapsack over groups.
+(`elimination.py`); experts, which no layer reads, in the order of what they add to their mixture (`experts.py`). How
+much the model misses so many of a group is then measured: those units at zero, the readers refitted, everything else as
+it was, the outputs compared on held-out samples. A unit's score is its step on the curve's convex hull, so that ranking
+by score per cost solves the knapsack over groups.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.model.graphs import reads
 from prunecli.runtime import Session
 from prunecli.structures.elimination import Elimination, UnitCurve, UnitReader, eliminate
+from prunecli.structures.experts import Closable
 from prunecli.types import Progress, no_progress
 
 Feeds = Sequence[Mapping[str, Array]]
@@ -43,7 +45,8 @@ _TINY = float(np.finfo(float).tiny)
 class DamageSource:
     """The prepared model, its units, and the data: `feeds` to fit on, `held` to measure on. `rank`: by weight and
     output, which dimension of its head that is in a model whose heads were turned (`reconstruct/turning.py`).
-    `influence`: at which positions layers are fitted."""
+    `influence`: at which positions layers are fitted. `added`: by group of experts, what each adds to the output of its
+    mixture. `doors`: of the model, closed without an expert."""
 
     model: ir.Model
     catalogue: Catalogue
@@ -53,6 +56,8 @@ class DamageSource:
     progress: Progress = no_progress
     rank: Mapping[tuple[str, int], int] = field(default_factory=dict)
     influence: Influence = EVERYWHERE
+    added: Mapping[str, Array] = field(default_factory=dict)
+    doors: Closable | None = None
     outputs: list[str] = field(init=False)
     sites: dict[str, LinearLayer] = field(init=False)
 
@@ -161,11 +166,14 @@ class _Trial:
         return UnitCurve(count, found.order, np.interp(along, along[[0, *counts]], damage))
 
     def _eliminated(self, most: int, counts: Sequence[int]) -> Elimination:
-        """Return the order of removal. Where no layer reads the units linearly, those of the lowest rank in their heads
-        or of the smallest weights are first."""
+        """Return the order of removal. Where no layer reads the units linearly, those that add least, of the lowest
+        rank in their heads or of the smallest weights are first."""
         readers = [reader for piece in self.readers for reader in self._reading(piece)]
         if readers:
             return eliminate(readers, self.group.count, most, snapshots=counts)
+        if (added := self.source.added.get(self.group.name)) is not None:
+            first = np.argsort(added, kind="stable")[:most]
+            return Elimination(first.tolist(), np.append(0.0, np.cumsum(added[first])), {})
         ranks = next((ranks for piece in self.pieces if (ranks := self._ranks(piece)) is not None), None)
         order = np.argsort(self.norm if ranks is None else -ranks, kind="stable")[:most].tolist()
         return Elimination(order, np.concatenate([[0.0], np.cumsum(self.norm[order])]), {})
@@ -204,9 +212,9 @@ class _Trial:
         return mean_error(base, outputs_ahead(held, self.source.outputs, changed))
 
     def _zeroed(self, mask: Array) -> dict[str, Array]:
-        """Return the group's weights with zeros at the removed units."""
-        out: dict[str, Array] = {}
+        """Return the group's weights with zeros at the removed units, and doors that are closed there."""
         removed = self.source.catalogue.removed(mask)
+        out = {} if self.source.doors is None else dict(self.source.doors.closed(removed))
         for name in {name for name, _ in self.group.weights} & set(removed):
             array = np.array(self.source.content(name))
             for axis, positions in removed[name].items():

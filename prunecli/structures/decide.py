@@ -184,7 +184,9 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     groups = [cuttable.units.groups[g].name for g in cuttable.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)
     if cuttable.units.empties(removed):
-        raise PruneError(f"{plan_path} removes a whole axis: nothing would remain", ANEW)
+        raise PruneError(
+            f"{plan_path} removes a whole axis, or more of one than may go: nothing would remain, or too little", ANEW
+        )
     follows = cuttable.listed(cuttable.units.removed(removed))
     check_positions(plan_path, read_positions(plan_path, plan, cuttable.shapes), follows)
     return cuttable, Decided(removed, scores, recipe, left={})

@@ -103,6 +103,15 @@ def plan_json(cuttable: Cuttable, decided: Decided, removed: Removed) -> Json:
             [n, a] for n, a in forced.averaged for own in (forced.positions, forced.merged) if a in own.get(n, ())
         ),
         **({"merged": _merged_json(forced)} if forced.merged else {}),
+        **({"neutral": _neutral_json(forced, listed)} if listed.keys() & forced.neutral.keys() else {}),
+    }
+
+
+def _neutral_json(forced: Forced, listed: Removed) -> Json:
+    return {
+        name: {str(axis): neutral for axis, neutral in axes.items() if axis in listed[name]}
+        for name, axes in forced.neutral.items()
+        if name in listed
     }
 
 

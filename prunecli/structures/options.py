@@ -88,9 +88,10 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
     granularity: Annotated[
         str,
         Option("which structures may be cut: channel,head (default); block: whole residual blocks, alone or beside others"
-               " (channel,head,block); head_dim: inside heads; all: also inside heads and the hidden size; vocabulary:"
+               " (channel,head,block); expert: whole ones of a mixture, which saves parameters and hardly any work; head_dim:"
+               " inside heads; all: also inside heads, experts and the hidden size; vocabulary:"
                " categories of one-hot inputs, which nothing else cuts; auto: channel,head, and blocks where --data measure their damage and no other"
-               " option limits the choice", SELECT, "auto|channel|head|head_dim|block|all|vocabulary"),
+               " option limits the choice", SELECT, "auto|channel|head|head_dim|expert|block|all|vocabulary"),
     ] = CHANNELS  # fmt: skip
     criterion: Annotated[str, Option(f"the score of a unit: {CRITERIA}", SELECT, "NAME")] = "auto"
     damping: Annotated[

@@ -21,10 +21,12 @@ from prunecli.calibration.samples import calibration_samples, cautions, syntheti
 from prunecli.data import Dataset
 from prunecli.dependency.analysis import Analysis, Whole, analysed_shapes, kept_together
 from prunecli.dependency.analysis import analyse as solve
+from prunecli.dependency.atoms import Neutral
 from prunecli.dependency.blocks import drop_blocks
 from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
 from prunecli.dependency.costs import axes_of_outputs, costs
 from prunecli.dependency.cut import Removed, remove
+from prunecli.dependency.neutral import neutral_of
 from prunecli.dependency.prepare import plan_names, prepare
 from prunecli.dependency.registry import Work
 from prunecli.errors import PruneError, advice, did_you_mean, keywords, some
@@ -194,11 +196,19 @@ class Cuttable:
 
     def _needed(self, removed: Removed, named: Removed) -> Removed:
         """`named`: what is removed, in the names of the file."""
-        found = {**needed(self.file.ir.graph, named), **self._branches(named)}
+        found = {**needed(self.file.ir.graph, named, self.neutral), **self._branches(named)}
         if not self.is_quantised:
             return found
-        still = silent(self.work.graph, removed)
+        still = silent(self.work.graph, removed) - self.neutral.keys()
         return {name: axes for name, axes in found.items() if name not in still}
+
+    @cached_property
+    def neutral(self) -> dict[str, dict[int, Neutral]]:
+        """By value and axis, what stands for an absent position where zero does not."""
+        out: dict[str, dict[int, Neutral]] = {}
+        for (value, axis), neutral in neutral_of(self.units.analysis.components.table).items():
+            out.setdefault(value.name or "", {})[axis] = neutral
+        return out
 
     def _branches(self, named: Removed) -> Removed:
         """Return what a cut lists of the branches of dropped blocks, which are zero."""
@@ -289,7 +299,8 @@ class Cuttable:
         listed = frozenset(self._needed(removed, named))
         zeros = {name: one.zeros() for name, one in self.form.sources.items() if name in named}
         return Forced(named, listed, self.shapes, dtypes=self.stored_dtypes, averaged=averaged, merged=merged,
-                      zeros=zeros, zero_points=self.form.zero_points)  # fmt: skip
+                      zeros=zeros, zero_points=self.form.zero_points,
+                      neutral={name: axes for name, axes in self.neutral.items() if name in named})  # fmt: skip
 
     @cached_property
     def _averaged(self) -> frozenset[tuple[str, int]]:
@@ -344,6 +355,22 @@ def _unlisted(file: ir.Graph, analysis: Analysis) -> dict[tuple[str, int], str]:
     return out
 
 
+def _unnamed(stored: ir.Model, analysis: Analysis) -> dict[tuple[str, int], str]:
+    """Return axes on which absent positions are no zeros, of values that a plan cannot name: inside local functions, or
+    rounded to integers before they are read."""
+    readers = {out.name: node for node in stored.graph for out in node.outputs}
+    table, out = analysis.components.table, dict[tuple[str, int], str]()
+    for each in (each for each in table.absences if each.neutral != "zero"):
+        value, axis = table.axes[each.axis].value, table.axes[each.axis].index
+        assert value is not None
+        name, reader = value.name or "", readers.get(each.reader.outputs[0].name)
+        if not plan_names(analysis.model, {name: {axis: np.zeros(1, np.int64)}}):
+            out[name, axis] = f"{each.reader.op_type} chooses inside a local function, where a plan can name nothing"
+        elif reader is None or all(v is None or v.name != name for v in reader.inputs):
+            out[name, axis] = f"what {each.reader.op_type} chooses by is rounded to integers"
+    return out
+
+
 def _names(node: ir.Node) -> set[str]:
     return {v.name or "" for v in (*node.inputs, *node.outputs) if v is not None}
 
@@ -374,7 +401,8 @@ def open_cuttable(path: Path, how: AnalysedAs, dims: Dims) -> Cuttable:
     packed, together = kept_together(form)
     held = {**packed, **how.whole}
     analysis = solve(work, shapes, whole=held, blocks=together)
-    if "width" in kinds and (unlisted := _unlisted(file.ir.graph, analysis)):
+    unlisted = _unlisted(file.ir.graph, analysis) if "width" in kinds else {}
+    if unlisted := {**unlisted, **_unnamed(stored, analysis)}:
         analysis = solve(work, shapes, whole={**unlisted, **held}, blocks=together)
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
     analysis.written[:] = _written(analysis, counted)

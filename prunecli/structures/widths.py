@@ -88,14 +88,12 @@ class Alignment:
         return self.block // gcd(self.block, *(positions or [max(group.per_unit)]))
 
     def widths(self, catalogue: Catalogue, group: Group, limit: int | None = None) -> tuple[int, ...]:
-        """Return the numbers of units that may stay, from all of them down; at most `limit` (default: all but one) are
-        removed."""
+        """Return the numbers of units that may stay, from all of them down; at most `limit` (default: all but those
+        that have to stay) are removed."""
         if group.kind == "block":
             return (1, 0) if self.mended is not None and limit != 0 else (1,)
-        step, least = (
-            self.multiple(catalogue, group),
-            group.count - min(group.count - 1, group.count if limit is None else limit),
-        )
+        step = self.multiple(catalogue, group)
+        least = max(group.least, group.count - (group.count if limit is None else limit))
         found = multiples(group.count, step)
         if self.below == "all" or (self.below == "dense" and step > 1 and gains_below(catalogue, group)):
             least_part = max(step * self.padded // (self.block * QUARTER), 1)

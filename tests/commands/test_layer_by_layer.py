@@ -184,7 +184,7 @@ def test_experts_of_a_mixture_are_cut_inside(tmp_path: Path) -> None:
     shapes = {each.name: tuple(each.dims) for each in onnx.load(str(tmp_path / "cut.onnx")).graph.initializer}
     inner = shapes["0.experts.down"][2]
     assert 0 < inner < 48 and shapes["0.experts.up"] == (8, 2 * inner, 64) and shapes["0.router"] == (64, 8)
-    assert any("without an expert" in each.reason for each in prunecli.analyse(tmp_path / "moe.onnx").frozen)
+    assert any("--granularity expert" in each.reason for each in prunecli.analyse(tmp_path / "moe.onnx").frozen)
 
 
 def test_layers_that_read_the_same_share_its_sums(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:

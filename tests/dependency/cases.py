@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from tests.dependency.net import Net
 
@@ -191,8 +192,20 @@ LINEAR = {
     "ms.FusedMatMul transposed batch": Case(lambda n: n.out(n.ms("FusedMatMul", n("Reshape", n("MatMul", n.x(2, 4), n.w(4, 8)), n.c([2, 4, 2])), n.w(4, 2, 3), transBatchA=1)), 2),
     "ms.FusedMatMul transposed batch of weights": Case(lambda n: n.out(n.ms("FusedMatMul", n("MatMul", n.x(3, "T", 4), n.w(3, 4, 8)), n.w(8, 3, 2), transBatchB=1)), 8),
     "ms.FusedMatMul attention, batch transposed": Case(_fused_attention, 8 + 2),
-    "ms.MoE": Case(lambda n: _mixture(n, 0, "relu"), 8 + 6),
-    "ms.MoE gated, interleaved": Case(lambda n: _mixture(n, 1, "swiglu"), 8 + 6),
+    "ms.MoE": Case(lambda n: _mixture(n, 0, "relu"), 8 + 6 + 4),
+    "ms.MoE gated, interleaved": Case(lambda n: _mixture(n, 1, "swiglu"), 8 + 6 + 4),
+    "ms.MoE in float16": Case(lambda n: _mixture(n, 1, "swiglu"), 8 + 6 + 4, dtype=np.float16),
+    "ms.MoE, logits not normalised": Case(lambda n: _mixture(n, 0, "silu", normalize=0), 8 + 6 + 4),
+    "ms.MoE, one expert a token": Case(lambda n: _mixture(n, 0, "gelu", k=1), 8 + 6 + 4),
+    "ms.MoE, a router with a bias": Case(lambda n: _mixture(n, 0, "relu", _with_bias), 8 + 6 + 4),
+    "ms.MoE, a router by Gemm": Case(lambda n: _mixture(n, 0, "relu", lambda n, h: n("Gemm", h, n.w(4, 8), n.w(4), transB=1)), 8 + 6 + 4),
+    "ms.MoE, a router through Cast": Case(lambda n: _mixture(n, 0, "relu", _cast_twice), 8 + 6 + 4),
+    "ms.MoE, a router through Flatten": Case(lambda n: _mixture(n, 0, "relu", lambda n, h: n("Flatten", n("MatMul", h, n.w(8, 4)))), 8 + 6 + 4),
+    "ms.MoE of sequences": Case(lambda n: _sequences(n), 8 + 6 + 4),
+    "ms.MoE twice": Case(lambda n: _two_mixtures(n), 8 + 2 * (6 + 4)),
+    "ms.MoE twice, one router": Case(lambda n: _two_mixtures(n, shared=True), 8 + 2 * 6 + 4),
+    "ms.MoE, logits that are summed, too": Case(lambda n: _summed_logits(n), 8 + 6),
+    "ms.MoE, logits that Softmax made": Case(lambda n: _mixture(n, 0, "relu", lambda n, h: n("Softmax", n("MatMul", h, n.w(8, 4)))), 8 + 6),
     "Einsum linear": Case(lambda n: n.out(n("Einsum", n("Einsum", n.x("N", "T", 4), n.w(4, 2, 3), equation="ntc,chd->nthd"), n.w(2, 3, 5), equation="nthd, hdo -> nto")), 2 + 3),
     "Einsum ellipsis": Case(lambda n: n.out(n("Einsum", n("Einsum", n.x("N", "T", 4), n.w(4, 8), equation="...c,cd->...d"), n.w(8, 2), equation="...d,do->...o")), 8),
     "Einsum implicit": Case(lambda n: n.out(n("Einsum", n("MatMul", n.x("N", 4), n.w(4, 8)), n.w(8, 3), equation="ab,bc")), 8),
@@ -206,12 +219,55 @@ def _shuffle(n: Net, h: str) -> str:
     return str(n("Reshape", n("Transpose", h, perm=[0, 2, 1, 3, 4]), n.c([0, 8, -1, 6])))
 
 
-def _mixture(n: Net, fusion: int, activation: str) -> Net:
+def _mixture(
+    n: Net,
+    fusion: int,
+    activation: str,
+    router: Callable[[Net, str], str] = lambda n, h: n("MatMul", h, n.w(8, 4)),
+    **settings: int,
+) -> Net:
     """Four experts of inner width 6 between projections of a hidden size of 8."""
-    rows, h = 6 * (2 if fusion else 1), n("MatMul", n.x("N", 4), n.w(4, 8))
-    inputs = h, n("MatMul", h, n.w(8, 4)), n.w(4, rows, 8), n.w(4, rows), n.w(4, 8, 6), n.w(4, 8)
-    y = n.ms("MoE", *inputs, k=2, activation_type=activation, swiglu_fusion=fusion, normalize_routing_weights=1)
-    return n.out(n("MatMul", y, n.w(8, 3)))
+    h = n("MatMul", n.x("N", 4), n.w(4, 8))
+    return n.out(n("MatMul", _experts(n, h, router(n, h), fusion, activation, **settings), n.w(8, 3)))
+
+
+def _experts(
+    n: Net, h: str, logits: str, fusion: int = 0, activation: str = "relu", k: int = 2, normalize: int = 1
+) -> str:
+    rows = 6 * (2 if fusion else 1)
+    held = n.w(4, rows, 8), n.w(4, rows), n.w(4, 8, 6), n.w(4, 8)
+    settings = {"k": k, "activation_type": activation, "normalize_routing_weights": normalize}
+    return str(n.ms("MoE", h, logits, *held, swiglu_fusion=fusion, **settings))
+
+
+def _with_bias(n: Net, h: str) -> str:
+    return str(n("Add", n("MatMul", h, n.w(8, 4)), n.w(4)))
+
+
+def _cast_twice(n: Net, h: str) -> str:
+    """As where a router computes in another type."""
+    wide = n("Cast", n("MatMul", h, n.w(8, 4)), to=TensorProto.DOUBLE)
+    return str(n("Cast", n("Mul", wide, n.c(np.float64(3))), to=helper.np_dtype_to_tensor_dtype(n.dtype)))
+
+
+def _sequences(n: Net) -> Net:
+    h = n("MatMul", n.x("N", "T", 4), n.w(4, 8))
+    logits = n("Reshape", n("MatMul", h, n.w(8, 4)), n.c([-1, 4]))
+    return n.out(n("MatMul", _experts(n, h, logits), n.w(8, 3)))
+
+
+def _two_mixtures(n: Net, shared: bool = False) -> Net:
+    h = n("MatMul", n.x("N", 4), n.w(4, 8))
+    logits = n("MatMul", h, n.w(8, 4))
+    y = _experts(n, h, logits)
+    return n.out(n("MatMul", _experts(n, y, logits if shared else n("MatMul", y, n.w(8, 4))), n.w(8, 3)))
+
+
+def _summed_logits(n: Net) -> Net:
+    """To the sum a position is absent if it is zero, to the choice if it is the lowest number."""
+    h = n("MatMul", n.x("N", 4), n.w(4, 8))
+    logits = n("MatMul", h, n.w(8, 4))
+    return n.out(n("MatMul", n("Add", _experts(n, h, logits), n("ReduceSum", logits, n.c([1]))), n.w(8, 3)))
 
 
 def _einsum_attention(n: Net) -> Net:

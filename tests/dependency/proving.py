@@ -1,4 +1,5 @@
-"""The proof, written without the program's own masking: force the planned positions to zero in the model as given.
+"""The proof, written without the program's own masking: force the planned positions to zero in the model as given, or
+to the lowest number where tokens choose experts by them.
 
 A cut must agree with that to rounding. Removing terms that are zero may change the order of a sum, so results
 differ by some units in the last place of the largest element: 3e-5 of it is some 250 such units for float32.
@@ -6,7 +7,7 @@ differ by some units in the last place of the largest element: 3e-5 of it is som
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from prunecli.dependency.analysis import Analysis, analyse
 from prunecli.dependency.catalogue import Catalogue, catalogue
 from prunecli.dependency.cut import Removed, remove
+from prunecli.dependency.neutral import neutral_of
 from prunecli.dependency.prepare import plan_names, prepare
 
 ort.set_default_logger_severity(4)
@@ -47,7 +49,7 @@ def _free(family: Any, approximate: bool) -> np.ndarray:
 
 
 def choose(analysis: Analysis, seed: int, share: float = 0.4) -> Removed:
-    """Random units of families that do not overlap; every axis keeps at least one position."""
+    """Random units of families that do not overlap; every axis keeps at least one position, and as many as it has to."""
     rng, solved = np.random.default_rng(seed), analysis.components
     taken, gone = np.zeros(solved.count, bool), np.zeros(solved.count, bool)
     for number in rng.permutation(len(analysis.families)):
@@ -77,7 +79,9 @@ def half_of(found: Catalogue, group: int) -> Removed:
 
 
 def _empties(solved: Any, gone: np.ndarray) -> bool:
-    return any(len(solved.atoms(k)) and gone[solved.of_axis(k)].all() for k in range(len(solved.table.axes)))
+    least = {quota.axis: quota.count for quota in solved.table.quotas}
+    left = ((~gone[solved.of_axis(k)]).sum() for k in range(len(solved.table.axes)))
+    return any(len(solved.atoms(k)) and count < least.get(k, 1) for k, count in enumerate(left))
 
 
 def prove(
@@ -103,7 +107,7 @@ def prove(
     cut = ir.to_proto(work)
     assert problems_of(cut) <= problems_of(model)  # operators of other domains are unknown to onnx
     lengths = {v.name: shape for v, shape in analysis.facts.shapes.items()}
-    masked = masked_original(model, plan, lengths)
+    masked = masked_original(model, plan, lengths, lowest_of(analysis))
     worst, effect = 0.0, 0.0
     for at in (shapes, other) if other and other != shapes else (shapes,):
         fed = {**random_feeds(model, at, seed), **(feeds or {})}
@@ -113,6 +117,11 @@ def prove(
             worst = max(worst, distance(a, b))
             effect = max(effect, distance(c, b))
     return Proof(plan, cut, worst, effect)
+
+
+def lowest_of(analysis: Analysis) -> set[tuple[str, int]]:
+    """(value, axis) at which the lowest number stands for an absent position."""
+    return {(value.name or "", axis) for value, axis in neutral_of(analysis.components.table)}
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -169,8 +178,10 @@ def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], 
     return out
 
 
-def masked_original(model: onnx.ModelProto, plan: Removed, lengths: Mapping[str, Any]) -> onnx.ModelProto:
-    """The model as given, with the planned positions of every listed value forced to zero.
+def masked_original(
+    model: onnx.ModelProto, plan: Removed, lengths: Mapping[str, Any], lowest: Collection[tuple[str, int]] = ()
+) -> onnx.ModelProto:
+    """The model as given, with the planned positions of every listed value forced to zero, or the lowest number.
 
     `lengths`: shape of every value; the listed axes are as long at all dimensions.
     """
@@ -178,6 +189,8 @@ def masked_original(model: onnx.ModelProto, plan: Removed, lengths: Mapping[str,
     out.CopyFrom(model)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     kinds = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output)}
+    usual = model.graph.input[0].type.tensor_type.elem_type  # behind operators that onnx does not know
+    usual = usual if usual in FLOATS else TensorProto.FLOAT
     for tensor in out.graph.initializer:
         if tensor.name in plan and tensor.data_type in FLOATS:
             tensor.CopyFrom(
@@ -188,10 +201,11 @@ def masked_original(model: onnx.ModelProto, plan: Removed, lengths: Mapping[str,
     for node in nodes:
         steps = []
         for k, name in enumerate(node.output):
-            kind = kinds[name].elem_type if name in kinds else TensorProto.FLOAT
+            kind = kinds[name].elem_type if name in kinds else usual
             if name in plan and kind in FLOATS:
                 node.output[k] = f"{name}.unmasked"
-                steps += _mask(out, name, plan[name], kind, lengths[name])
+                low = {axis for value, axis in lowest if value == name}
+                steps += _mask(out, name, plan[name], kind, lengths[name], low)
         out.graph.node.extend([node, *steps])
     return out
 
@@ -204,8 +218,9 @@ def _zeroed(array: np.ndarray, axes: Mapping[int, np.ndarray]) -> np.ndarray:
 
 
 def _mask(
-    model: onnx.ModelProto, name: str, axes: Mapping[int, np.ndarray], kind: int, shape: tuple[int, ...]
-) -> list[onnx.NodeProto]:
+    model: onnx.ModelProto, name: str, axes: Mapping[int, np.ndarray], kind: int, shape: tuple[int, ...],
+    lowest: Collection[int] = (),
+) -> list[onnx.NodeProto]:  # fmt: skip
     """One mask per axis: multiply by a matrix of zeros and ones, selected by comparing positions."""
     steps: list[onnx.NodeProto] = []
     current, imports = f"{name}.unmasked", {o.domain: o.version for o in model.opset_import}
@@ -216,9 +231,10 @@ def _mask(
         mask = keep.reshape([-1 if i == axis else 1 for i in range(len(shape))])
         target = name if number == len(axes) - 1 else end
         dtype = helper.tensor_dtype_to_np_dtype(kind)
-        if imports[""] >= 9 and kind != TensorProto.FLOAT16:
+        if imports[""] >= 9 and (kind != TensorProto.FLOAT16 or axis in lowest):
+            absent = np.finfo(dtype).min if axis in lowest else 0
             model.graph.initializer.append(numpy_helper.from_array(mask, f"{end}.mask"))
-            model.graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype), f"{end}.zero"))
+            model.graph.initializer.append(numpy_helper.from_array(np.array(absent, dtype), f"{end}.zero"))
             steps.append(helper.make_node("Where", [f"{end}.mask", current, f"{end}.zero"], [target]))
         else:
             model.graph.initializer.append(numpy_helper.from_array(mask.astype(dtype), f"{end}.mask"))

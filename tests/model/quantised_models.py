@@ -165,6 +165,20 @@ def nbits(bits: int = 4, k: int = 32, zero: bool = False, bias: bool = False, or
     return net.add("MatMulNBits", names, "y", MICROSOFT, K=k, N=4, bits=bits, block_size=16)
 
 
+def experts(bits: int = 4, block: int = 0, zero: bool = False) -> Net:
+    """x (.., 32) through two of four experts of 32 inside, which are stored in so many bits."""
+    net = Net(21).integers("w", (4, 32, 32 * bits // 8), U).integers("v", (4, 32, 32 * bits // 8), U)
+    scales = (4, 32, 32 // block) if block else (4, 32)
+    for name in "wv":
+        net.hold(**{f"{name}_s": net.rng.uniform(0.2, 1, scales).astype(F) / F(2**bits)})
+        if zero:
+            net.integers(f"{name}_z", (*scales[:-1], -(-scales[-1] * bits // 8)), U)
+    net.hold(router=net.rng.normal(size=(32, 4)).astype(F), b=np.ones((4, 32), F)).add("MatMul", "x router", "r")
+    names = f"x r w w_s b v v_s _ _ _ _ {'w_z v_z' if zero else ''}"
+    sizes = {"expert_weight_bits": bits, **({"block_size": block} if block else {})}
+    return net.add("QMoE", names, "y", MICROSOFT, k=2, activation_type="relu", **sizes)
+
+
 def blocked(axis: int = 0, zero: bool = True) -> Net:
     """A weight (8, 6) with a scale per block of neighbours along an axis."""
     shape = (2, 6) if axis == 0 else (8, 2)
@@ -373,6 +387,9 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("MatMulNBits, one weight read twice", nbits_twice, (3, 40), "w"),
     ("MatMulNBits, inputs by groups", lambda: nbits(order=np.arange(32) * 7 % 32 // 16), (3, 32), "w"),
     ("MatMulNBits, groups in order", lambda: nbits(order=np.arange(32) // 16), (3, 32), "w"),
+    ("QMoE, 4 bits", experts, (3, 32), "w"),
+    ("QMoE, 8 bits, zero points", lambda: experts(8, zero=True), (3, 32), "v"),
+    ("QMoE, blocks and zero points", lambda: experts(block=16, zero=True), (3, 32), "v"),
     ("blocks along the inputs", blocked, WIDE, "w"),
     ("blocks along the outputs", lambda: blocked(1), WIDE, "w"),
     ("blocks along the inputs, the last not full", blocked_in_part, WIDE, "w"),

@@ -34,6 +34,8 @@ CASES: list[tuple[str, list[tuple[int, ...] | None], dict[str, Any], int | None]
     (f"{MS}:FusedMatMul", [(2, 3, 5), (2, 4, 3)], {"transA": 1, "transB": 1}, 2 * 5 * 3 * 4),
     (f"{MS}:FusedMatMul", [(5, 2, 3), (2, 3, 4)], {"transBatchA": 1}, 2 * 5 * 3 * 4),
     (f"{MS}:MoE", [(2, 7, 6), (14, 4), (4, 10, 6), None, (4, 6, 5)], {"k": 2, "swiglu_fusion": 1}, 14 * 2 * 5 * 6 * 3),
+    (f"{MS}:QMoE", [(2, 7, 6), (14, 4), (4, 20, 3), None, None, (4, 6, 5)], {"k": 2, "swiglu_fusion": 1}, 14 * 2 * 10 * 6 * 3),
+    (f"{MS}:QMoE", [(2, 7, 6), (14, 4), (4, 5, 6), None, None, (4, 6, 5)], {"expert_weight_bits": 8}, 14 * 5 * 6 * 2),
     (f"{MS}:FusedMatMul", [(3, 2, 5), (4, 2, 3)], {"transBatchA": 1, "transA": 1, "transBatchB": 1, "transB": 1}, 2 * 5 * 3 * 4),
     (f"{MS}:TransposeMatMul", [(5, 3), (3, 4)], {}, 5 * 3 * 4),
     ("Einsum", [(2, 5, 3), (3, 4)], {"equation": "bsi,io->bso"}, 2 * 5 * 3 * 4),

@@ -106,6 +106,7 @@ SHAPES: list[tuple[str, Shapes, dict[str, Any], Shapes]] = [
     (f"{MS}:GatherBlockQuantized", [(9, 32), (2, 3), (9, 2)], {"block_size": 16, "bits": 8}, [(2, 3, 32)]),
     (f"{MS}:MatMulNBits", [X, (4, 1, 16)], {"N": 4, "K": 6}, [(2, 7, 4)]),
     (f"{MS}:MoE", [X, (14, 4), (4, 5, 6), (4, 5), (4, 6, 5)], {"k": 2}, [X]),
+    (f"{MS}:QMoE", [X, (14, 4), (4, 5, 3), (4, 5), None, (4, 6, 3)], {"k": 2}, [X]),
     (f"{MS}:QGemm", [(5, 3), (), (), (4, 3)], {"transB": 1}, [(5, 4)]),
     (f"{MS}:DynamicQuantizeLSTM", [(7, 2, 3), (1, 3, 20)], {}, [(7, 1, 2, 5)]),
     (f"{MS}:Attention", [X, (6, 20)], {"num_heads": 2, "qkv_hidden_sizes": [6, 6, 8]}, [(2, 7, 8), (2, 2, 2, 7, 4)]),

@@ -19,6 +19,7 @@ from prunecli.structures.prunable import AnalysedAs, Cuttable, open_cuttable
 from prunecli.types import Verification
 from prunecli.verify.inputs import Case, random_case
 from tests.dependency.net import Net
+from tests.structures.mixtures import mixed
 
 Spoil = Callable[[ir.Model], None]
 
@@ -34,6 +35,11 @@ def dense(n: Net) -> Net:
     """Without convolution: onnxruntime has none of float64."""
     h = n("Relu", n("Gemm", n.x("N", 4), n.w(4, 8), n.w(8)))
     return n.out(n("Gemm", h, n.w(8, 3), n.w(3)))
+
+
+def mixture(n: Net) -> Net:
+    """Six experts, of which each token goes through two."""
+    return mixed(n)
 
 
 def grouped(n: Net) -> Net:
@@ -204,6 +210,12 @@ def edit(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
 def swap_rows(array: np.ndarray) -> np.ndarray:
     """What a wrong order of kept positions does."""
     array[[0, 1]] = array[[1, 0]]
+    return array
+
+
+def swap_columns(array: np.ndarray) -> np.ndarray:
+    """Another order of what a matrix yields."""
+    array[:, [0, 1]] = array[:, [1, 0]]
     return array
 
 

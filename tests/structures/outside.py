@@ -2,7 +2,8 @@
 
     python outside.py ORIGINAL.onnx PLAN.json CUT.onnx
 
-Forces the listed positions of the listed values to zero in the original and compares outputs. Nothing of the
+Forces the listed positions of the listed values to zero in the original (or to the lowest number, where the plan says
+so) and compares outputs. Nothing of the
 program is imported, so that this is how anyone would check a cut.
 """
 
@@ -26,6 +27,12 @@ SMALLEST = 1e-2
 """Outputs below count as that: onnxruntime's Sigmoid and Softmax are exact to some 1e-7 in absolute terms only."""
 
 
+def absent(plan: dict[str, Any], name: str, axis: str, dtype: np.dtype[Any]) -> Any:
+    """What stands for a removed position."""
+    lowest = plan.get("neutral", {}).get(name, {}).get(axis) == "lowest"
+    return np.finfo(dtype).min if lowest else 0
+
+
 def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
     """The original with zeros in place of the listed positions, whatever it has there (infinity, too)."""
     listed = {**plan["weights"], **plan["tensors"]}
@@ -34,7 +41,7 @@ def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
         if tensor.name in listed:
             array = numpy_helper.to_array(tensor).copy()
             for axis, positions in listed[tensor.name].items():
-                array[(slice(None),) * int(axis) + (positions,)] = 0
+                array[(slice(None),) * int(axis) + (positions,)] = absent(plan, tensor.name, axis, array.dtype)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     kinds = _kinds(model, listed)
     nodes = list(model.graph.node)
@@ -45,7 +52,6 @@ def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
             if name in listed:
                 source = node.output[index] = f"{name}//raw"
                 dtype, sizes = kinds[name]
-                model.graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype), f"{name}//zero"))
                 chooses = all(entry.version >= 9 for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
                 for number, (axis, positions) in enumerate(listed[name].items()):
                     mask = np.ones(sizes[int(axis)], np.bool_ if chooses else dtype)
@@ -54,7 +60,9 @@ def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
                     model.graph.initializer.append(numpy_helper.from_array(mask, f"{name}//mask{number}"))
                     target = name if number == len(listed[name]) - 1 else f"{name}//{number}"
                     kept = f"{name}//mask{number}"
-                    given = ("Where", [kept, source, f"{name}//zero"]) if chooses else ("Mul", [source, kept])
+                    number_put = np.array(absent(plan, name, axis, np.dtype(dtype)), dtype)
+                    model.graph.initializer.append(numpy_helper.from_array(number_put, f"{name}//put{number}"))
+                    given = ("Where", [kept, source, f"{name}//put{number}"]) if chooses else ("Mul", [source, kept])
                     steps.append(helper.make_node(*given, [target]))
                     source = target
         model.graph.node.extend([node, *steps])
@@ -99,7 +107,7 @@ class Interpreter:
             return value
         value = value.copy()
         for axis, gone in axes.items():
-            value[(slice(None),) * axis + (gone,)] = 0
+            value[(slice(None),) * axis + (gone,)] = absent(self.plan, name, str(axis), value.dtype)
         return value
 
     def _evaluate(self, node: onnx.NodeProto, given: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from prunecli.structures import cut_proof
 from prunecli.verify import pieces
 from prunecli.verify.inputs import Case
 from tests.structures import cuts
-from tests.structures.cuts import carry_out, edit, net_file, shift_one, swap_rows
+from tests.structures.cuts import carry_out, edit, net_file, shift_one, swap_columns, swap_rows
 
 
 @pytest.fixture(params=["whole", "in pieces"], autouse=True)
@@ -34,6 +34,9 @@ RIGHT = [
     (cuts.tiny_output, np.float32, "channel", "exact"),
     (cuts.cancelling, np.float32, "channel", "exact"),
     (cuts.chooses, np.float32, "channel", "exact"),
+    (cuts.mixture, np.float32, "expert", "exact"),
+    (cuts.mixture, np.float32, "all", "exact"),
+    (cuts.mixture, np.float16, "expert", "exact"),
     (cuts.saturated, np.float32, "channel", "exact"),
     (cuts.faint, np.float32, "channel", "exact"),
     *((build, np.float32, "all", "approximate") for build in cuts.WIDTH),
@@ -63,6 +66,11 @@ WRONG = [
     (cuts.norm_net, "all", edit("w0", swap_rows), "matmul1"),
     (cuts.written_norm, "all", edit("w0", shift_one), "matmul1"),
     (cuts.two_groups, "all", edit("w0", swap_rows), "conv1"),
+    (cuts.mixture, "expert", edit("router", swap_columns), "matmul2"),
+    (cuts.mixture, "expert", edit("offers", swap_rows), "add3"),
+    (cuts.mixture, "expert", edit("up", swap_rows), "moe5"),
+    (cuts.mixture, "expert", edit("down bias", shift_one), "moe5"),
+    (cuts.mixture, "all", edit("down", swap_rows), "moe5"),
 ]
 
 

@@ -128,7 +128,7 @@ def _mark_heads(ctx: RuleContext, labels: list[list[str]], first: dict[str, int]
             ctx.table.mark(first[letter], "head")
 
 
-EXPERTS = "without an expert its tokens go to others, which no masked weights of the original show"
+SHARDED = "experts of which the router knows more than are here"
 INTERLEAVED = 1
 """The `swiglu_fusion` of gates and values in turns; 2: one after the other."""
 
@@ -136,7 +136,10 @@ INTERLEAVED = 1
 @rule("MoE", domain=MICROSOFT)
 def mixture(ctx: RuleContext) -> None:
     """X (..., H), router (tokens, E), per expert W1 (E, F I, H), W2 (E, H, I), W3 (E, I, H) and biases -> Y (..., H):
-    W2 f(W1 x), F = 2 where gate and value are fused. What all experts have inside, I, is cut in all of them at once."""
+    W2 f(W1 x), F = 2 where gate and value are fused. What all experts have inside, I, is cut in all of them at once.
+
+    Each token goes through the k experts of the largest router logits, and a softmax weighs them: an expert without
+    offers is absent, and at least k stay."""
     x, router, w1, w2, y = ctx.x(), ctx.x(1), ctx.x(2), ctx.x(4), ctx.y
     b1, b2, w3, b3 = (ctx.input(index) for index in (3, 5, 6, 7))
     inner = ctx.table.virtual(ctx.shape(w2)[2])
@@ -156,7 +159,20 @@ def mixture(ctx: RuleContext) -> None:
         ctx.tie(value, axis, x, -1)
     for index in range(ctx.rank(x) - 1):
         ctx.tie(x, index, y, index)
-    ctx.freeze_axes([v for v in (w1, w2, w3, b1, b2, b3) if v is not None], (0,), EXPERTS)
-    ctx.freeze(router, EXPERTS, -1)
     ctx.freeze(router, "tokens of a mixture of experts", 0)
+    whole_experts(ctx, router, [v for v in (w1, b1, w2, b2, w3, b3) if v is not None])
     ctx.count_terms((inner, ctx.axis(x, -1)))
+
+
+def whole_experts(ctx: RuleContext, router: ir.Value, held: list[ir.Value]) -> None:
+    """Tie the experts' rows of what they hold to the logits by which tokens choose them."""
+    if any(ctx.shape(value)[0] != ctx.shape(router)[-1] for value in held):
+        ctx.freeze_axes(held, (0,), SHARDED)
+        ctx.freeze(router, SHARDED, -1)
+        return
+    for value in held:
+        ctx.tie(value, 0, router, -1)
+    chosen = ctx.int("k", 1)
+    ctx.table.mark(ctx.axis(router, -1), "expert")
+    ctx.absent_as(router, -1, "lowest")
+    ctx.keep_at_least(router, -1, chosen, reason=f"each token goes through {chosen} experts")

@@ -9,8 +9,10 @@ from prunecli.arrays import Array
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite
 from prunecli.dependency.rules.attention import attention_sizes
+from prunecli.model.floating import EXPERTS
 from prunecli.model.quantised import in_order, packed, unpacked
 from prunecli.operators import MICROSOFT
+from prunecli.operators.operator import input_of
 
 
 @rewrite("QLinearConv", "ConvInteger")
@@ -53,6 +55,34 @@ def blocks_of_bits(cut: NodeCut, node: ir.Node) -> None:
         cut.set_input(node, 4, (np.arange(node.attributes["K"].as_int()) // width).astype(np.int32))
         if not order.uses():
             del cut.model.graph.initializers[order.name or ""]
+
+
+@rewrite("QMoE", domain=MICROSOFT)
+def experts_of_bits(cut: NodeCut, node: ir.Node) -> None:
+    """Scales and zero points of what is left of the experts' matrices: (experts, rows) or (experts, rows, blocks), zero
+    points packed along their last axis."""
+    common, block = node.attributes.get_int("expert_weight_bits", 4), node.attributes.get_int("block_size", 0)
+    for number, (place, scale, _, zero_point) in EXPERTS.items():
+        weight = input_of(node, place)
+        if weight is None:
+            continue
+        bits = node.attributes.get_int(f"fc{number}_expert_weight_bits", common)
+        experts, rows, held = (cut.kept(weight, axis) for axis in range(3))
+        blocks = np.unique(held * (8 // bits) // block) if block else np.zeros(1, np.int64)
+        for index, each in ((scale, 1), (zero_point, 8 // bits)):
+            value = input_of(node, index)
+            if value is None or value.const_value is None:
+                continue
+            table = np.asarray(value.const_value.numpy())
+            table = table if each == 1 else unpacked(table, bits)
+            left = (
+                table[experts][:, rows]
+                if value.const_value.shape.rank() == 2
+                else table[experts][:, rows][:, :, blocks]
+            )
+            cut.set_input(node, index, np.ascontiguousarray(left if each == 1 else packed(left, bits)))
+            if not value.uses():
+                del cut.model.graph.initializers[value.name or ""]
 
 
 def _of_blocks(array: Array, rows: Array, blocks: Array, shape: tuple[int, ...], bits: int) -> Array:
