@@ -59,6 +59,18 @@ class InputSpec:
         return f"{self.name}: {self.dtype} ({dims})"
 
 
+MASK = "attention_mask"
+
+
+def is_past(spec: InputSpec) -> bool:
+    """Keys or values of what came before, of any length."""
+    return spec.name.startswith("past") and len(spec.shape) > 2 and any(map(counts_past, spec.shape[1:]))
+
+
+def counts_past(dim: Dim) -> bool:
+    return isinstance(dim, str) and "past" in dim and "+" not in dim
+
+
 def resolve_shapes(
     specs: Sequence[InputSpec],
     dims: Mapping[str, int] | None = None,

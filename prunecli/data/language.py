@@ -12,14 +12,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from prunecli.arrays import Array
 from prunecli.data.columns import InputColumn
 from prunecli.errors import PruneError
-from prunecli.inputs import InputSpec
+from prunecli.inputs import MASK, InputSpec, counts_past, is_past
 
 WINDOW = 512
 """Tokens of a sample, where the model does not say."""
 NOT_COUNTED = -100
 """The label of a place that metrics leave out."""
-
-MASK = "attention_mask"
 
 _SAME_SHAPE: Mapping[str, tuple[Callable[[int, int], Array], str]] = {
     MASK: (lambda rows, length: np.ones((rows, length), np.int64), "ones: no token is padding"),
@@ -50,7 +48,7 @@ def made_beside(specs: Sequence[InputSpec], found: Mapping[str, InputColumn]) ->
             make, what = _SAME_SHAPE[other.name]
             columns[other.name] = _column(other.name, make(rows, length), f"{other.name} was made: {what}")
         elif is_past(other):
-            shape = [0 if _counts_past(dim) else dim for dim in other.shape[1:]]
+            shape = [0 if counts_past(dim) else dim for dim in other.shape[1:]]
             if all(isinstance(size, int) for size in shape):
                 empty = np.zeros((rows, *map(int, shape)), np.float32)  # type: ignore[arg-type]
                 columns[other.name] = _column(other.name, empty, "past keys and values were made: there are none")
@@ -119,12 +117,3 @@ def _next(samples: Array, step: int) -> Array:
 
 def _column(name: str, array: Array, made: str) -> InputColumn:
     return InputColumn(name, array.shape, array.dtype, read=lambda: array, made=made)
-
-
-def is_past(spec: InputSpec) -> bool:
-    """Keys or values of what came before, of any length."""
-    return spec.name.startswith("past") and len(spec.shape) > 2 and any(map(_counts_past, spec.shape[1:]))
-
-
-def _counts_past(dim: int | str | None) -> bool:
-    return isinstance(dim, str) and "past" in dim and "+" not in dim

@@ -14,7 +14,8 @@ from prunecli.dependency.neutral import freeze_contradictions
 from prunecli.dependency.registry import BARRIERS, RULES, RuleContext, Work, is_named, is_shape_computation
 from prunecli.dependency.units import Family, find_families
 from prunecli.dependency.views import Geometry, view_geometry
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, some
+from prunecli.inputs import is_past
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import INTERFACE, overridable
 from prunecli.model.floating import FloatingForm
@@ -130,9 +131,21 @@ def analyse(
 def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:
     inputs = [(value, INTERFACE if value.is_initializer() else "graph input")
               for value in model.graph.inputs if not value.is_initializer() or overridable(value)]  # fmt: skip
+    cache = _cache_reasons(model)
     for value, reason in [*inputs, *((value, "graph output") for value in model.graph.outputs)]:
         for index, size in enumerate(facts.shapes.get(value, ())):
-            table.freeze(table.axis(value, index, size), reason)
+            table.freeze(table.axis(value, index, size), cache.get(value.name or "", reason))
+
+
+def _cache_reasons(model: ir.Model) -> dict[str, str]:
+    """Return, for the inputs that hold keys and values of the past, and for the outputs that hold the next ones, why
+    they keep their shapes."""
+    past = [spec.name for spec in input_specs(model) if is_past(spec)]
+    present = [value.name or "" for value in model.graph.outputs if (value.name or "").startswith("present")]
+    if not past:
+        return {}
+    told = f"heads of keys and values, and their size, are axes of the cache: {some(past, 1)} would change in shape"
+    return dict.fromkeys([*past, *present], told)
 
 
 def _freeze_dynamic(table: AtomTable, geometry: Geometry) -> None:

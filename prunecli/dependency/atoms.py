@@ -9,6 +9,8 @@ A set R of atoms may be removed together if it is *closed*:
     freeze    a not in R
     product   for an axis P that a reshape splits into F1 x F2 x ...:
               p in R  <=>  some coordinate of p is in R
+    interchange   positions of a factor are all alike, so that which of them go may differ by the coordinates before it:
+              as many for each of those
 
 The union of two closed sets is closed, so a cut is any union of minimal closed sets (`units.py`).
 """
@@ -85,6 +87,7 @@ class AtomTable:
     absences: list[Absence] = field(default_factory=list)
     quotas: list[LeastKept] = field(default_factory=list)
     products: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    alike: set[int] = field(default_factory=set)
     edges: list[tuple[int, Ints, int, Ints]] = field(default_factory=list)
     _parent: list[int] = field(default_factory=list)
 
@@ -137,6 +140,11 @@ class AtomTable:
         elif live:
             self.products.append((axis, live))
 
+    def interchange(self, axis: int) -> None:
+        """State that all positions of an axis are alike: a tensor holds the same at each of them (copies that Expand
+        makes), or an operator only counts them (the query heads that a key head serves)."""
+        self.alike.add(axis)
+
     def freeze(self, axis: int, reason: str, positions: Ints | None = None) -> None:
         self.freezes.append(Freeze(axis, reason, positions))
 
@@ -159,10 +167,12 @@ class AtomTable:
 
 @dataclass(frozen=True)
 class Product:
-    """A product relation over components: `whole` has the factors' shape, `factors[i]` one entry a position."""
+    """A product relation over components: `whole` has the factors' shape, `factors[i]` one entry a position. `alike`:
+    the factor whose positions are interchangeable, -1 where none is."""
 
     whole: Ints
     factors: tuple[Ints, ...]
+    alike: int = -1
 
 
 @dataclass
@@ -208,10 +218,12 @@ def solve(table: AtomTable) -> Components:
             _note(frozen, component[atoms(axis)], "the only position of its axis", reasons=reasons)
     for axis, reason in table.approximations:
         _note(approximate, component[atoms(axis)], reason, reasons=reasons)
+    alike = _alike(table)
     products = [
         Product(
             component[atoms(whole)].reshape([table.size(f) for f in factors]),
             tuple(component[atoms(f)] for f in factors),
+            next((k for k, f in enumerate(factors) if table.find(f) in alike), -1),
         )
         for whole, factors in table.products
     ]
@@ -225,6 +237,12 @@ def solve(table: AtomTable) -> Components:
         reasons=reasons,
         products=products,
     )
+
+
+def _alike(table: AtomTable) -> set[int]:
+    """Return the representatives of the axes whose positions are interchangeable in every tensor that shows them."""
+    others = {table.find(k) for k, axis in enumerate(table.axes) if axis.value is not None and k not in table.alike}
+    return {table.find(axis) for axis in table.alike} - others
 
 
 def _offsets(table: AtomTable) -> tuple[Ints, int]:

@@ -13,7 +13,7 @@ with it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -32,6 +32,8 @@ from prunecli.errors import PruneError
 Kind = Literal["channel", "head", "head_dim", "width", "expert", "vocabulary", "block"]
 KINDS: tuple[Kind, ...] = ("channel", "head", "head_dim", "width", "expert", "vocabulary", "block")
 DEFAULT_KINDS: tuple[Kind, ...] = ("channel", "head")
+Orders = Mapping[str, Sequence[Sequence[int]]]
+"""By name of a group, for each part of its units: of which unit every unit takes it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Group:
 
     `axes` are the representatives of the axes touched (atom table) and `per_unit` the positions that one unit
     has on each; `weights` are the (initializer, axis) slices, of which the first gives the name. At least `least` of
-    its units stay (none of a block, which may be dropped whole); `quota` says why, where it is more than one.
+    its units stay (none of a block, which may be dropped whole); `quota` says why, where it is more than one. Of the
+    `parts` of a unit (0: it has none) each may be exchanged for the same part of another (`Catalogue.regrouped`): a
+    query head of each key head.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Group:
     approximation: str = ""
     least: int = 1
     quota: str = ""
+    parts: int = 0
 
     @property
     def units(self) -> slice:
@@ -72,7 +77,8 @@ class Frozen:
 
 @dataclass
 class Catalogue:
-    """All units that may be cut, in groups. CSR: unit u has the atoms `atoms[start[u]:start[u + 1]]`.
+    """All units that may be cut, in groups. CSR: unit u has the atoms `atoms[start[u]:start[u + 1]]`, of which each
+    belongs to a part of the unit, `part_of`, or -1 to none.
 
     `blocks`: residual blocks, which the last groups are. A block is a unit without atoms on an axis of its own, of one
     position, behind those of the atom table: whatever its branch holds and computes is proportional to that axis, too.
@@ -84,12 +90,71 @@ class Catalogue:
     atoms: Ints
     frozen: list[Frozen]
     axis_of_atom: Ints
+    part_of: Ints
     blocks: Sequence[ResidualBlock] = ()
 
     @property
     def count(self) -> int:
         """Number of units."""
         return len(self.start) - 1
+
+    def rows(self, group: Group) -> tuple[Ints, Ints]:
+        """Return (the atoms of each unit of a group, their parts), each (units, atoms)."""
+        where = slice(self.start[group.first], self.start[group.units.stop])
+        return self.atoms[where].reshape(group.count, -1), self.part_of[where].reshape(group.count, -1)
+
+    def regrouped(self, orders: Orders) -> Catalogue:
+        """Return the same groups with other units: unit j has, of its part p, what unit orders[group][p][j] had.
+
+        Raises:
+            PruneError: there is no such group, or its units have other parts.
+        """
+        shapes = {group.name: [group.count] * group.parts for group in self.groups if group.parts}
+        for name, order in orders.items():
+            if list(map(len, order)) != shapes.get(name):
+                raise PruneError(f"units of {name} have no such parts", "make the plan anew for this model")
+        atoms, part_of = self.atoms.copy(), self.part_of.copy()
+        for group in self.groups:
+            if group.name not in orders:
+                continue
+            own, parts = self.rows(group)
+            new, new_parts = own.copy(), parts.copy()
+            for part, taken in enumerate(orders[group.name]):
+                new[parts == part] = own[parts == part].reshape(group.count, -1)[list(taken)].ravel()
+            place = np.argsort(new, axis=1)
+            where = slice(self.start[group.first], self.start[group.units.stop])
+            atoms[where] = np.take_along_axis(new, place, 1).ravel()
+            part_of[where] = np.take_along_axis(new_parts, place, 1).ravel()
+        return replace(self, atoms=atoms, part_of=part_of)
+
+    def apart(self) -> Catalogue:
+        """Return the parts of units as units, those of part 0 first; groups without parts are left out. Of each kind of
+        parts as many can be cut."""
+        groups, starts, atoms = list[Group](), [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+        for group in (group for group in self.groups if group.parts):
+            own, parts = self.rows(group)
+            rows = np.concatenate([own[parts == part].reshape(group.count, -1) for part in range(group.parts)])
+            axes, counts = np.unique(self.axis_of_atom[rows[0]], return_counts=True)
+            first = groups[-1].units.stop if groups else 0
+            groups.append(replace(group, first=first, count=len(rows), axes=tuple(axes.tolist()),
+                                  per_unit=tuple(counts.tolist()), least=1, quota="", parts=0))  # fmt: skip
+            starts.append(starts[-1][-1] + rows.shape[1] * np.arange(1, len(rows) + 1))
+            atoms.append(rows.ravel())
+        flat = np.concatenate(atoms)
+        return replace(self, groups=groups, start=np.concatenate(starts), atoms=flat, part_of=np.full(len(flat), -1),
+                       blocks=())  # fmt: skip
+
+    def telling(self, removed: Removed) -> Removed:
+        """Return a cut without the axes that only count the units of groups with parts: their positions are alike, so
+        it does not matter which of them go."""
+        table, roots = self.analysis.components.table, set[int]()
+        for group in self.groups:
+            atoms, parts = self.rows(group)
+            roots |= set(self.axis_of_atom[atoms[parts < 0]].tolist()) if group.parts else set()
+        alike = {((axis.value.name or ""), axis.index) for number, axis in enumerate(table.axes)
+                 if axis.value is not None and table.find(number) in roots}  # fmt: skip
+        out = {name: {a: gone for a, gone in axes.items() if (name, a) not in alike} for name, axes in removed.items()}
+        return {name: axes for name, axes in out.items() if axes}
 
     @cached_property
     def group_of(self) -> Ints:
@@ -298,20 +363,22 @@ class _Builder:
         chosen = self._choose([b for b in batches if b.kind in kinds])
         usable = [b for b in chosen if len(b.units) > b.least]
         groups: list[Group] = []
-        starts, atoms = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+        starts, atoms, parts = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         names: dict[str, int] = {}
         for batch in usable:
             first = groups[-1].units.stop if groups else 0
             name = _unique(batch.weights[0][0], names)
+            lengths, flat, own = self._unit_atoms(batch)
             groups.append(Group(name=name, kind=batch.kind, first=first, count=len(batch.units), axes=batch.axes,
                                 per_unit=batch.per_unit, weights=batch.weights,
-                                approximation=batch.approximation, least=batch.least, quota=batch.quota))  # fmt: skip
-            lengths, flat = self._unit_atoms(batch)
+                                approximation=batch.approximation, least=batch.least, quota=batch.quota,
+                                parts=int(own.max(initial=-1)) + 1))  # fmt: skip
             starts.append(starts[-1][-1] + np.cumsum(lengths))
             atoms.append(flat)
+            parts.append(own)
         return Catalogue(
             self.analysis, groups, np.concatenate(starts), atoms=np.concatenate(atoms),
-            frozen=self._frozen(batches, usable), axis_of_atom=self.axis_of_atom,
+            frozen=self._frozen(batches, usable), axis_of_atom=self.axis_of_atom, part_of=np.concatenate(parts),
         )  # fmt: skip
 
     # -- structure --------------------------------------------------------------------------------
@@ -433,8 +500,8 @@ class _Builder:
                 chosen.add(family)
         return [b for b in batches if b.family in chosen]
 
-    def _unit_atoms(self, batch: _Batch) -> tuple[Ints, Ints]:
-        """(atoms per unit, all their atoms) in the order of the batch's units."""
+    def _unit_atoms(self, batch: _Batch) -> tuple[Ints, Ints, Ints]:
+        """(atoms per unit, all their atoms, their parts) in the order of the batch's units."""
         family = self.analysis.families[batch.family]
         order = np.full(family.count, -1, np.int64)
         order[batch.units] = np.arange(len(batch.units))
@@ -443,7 +510,13 @@ class _Builder:
         lengths, atoms = self._expand(components)
         unit = np.repeat(mine[mine >= 0], lengths)
         by_unit = np.lexsort((atoms, unit))
-        return np.bincount(unit, minlength=len(batch.units)), atoms[by_unit]
+        counts, atoms = np.bincount(unit, minlength=len(batch.units)), atoms[by_unit]
+        parts = np.full(len(atoms), -1, np.int64)
+        if family.parts is not None:
+            found = np.repeat(family.parts[mine >= 0], lengths)[by_unit]
+            axes = self.axis_of_atom[atoms].reshape(len(counts), -1)
+            parts = found if _exchangeable(found.reshape(axes.shape), axes) else parts
+        return counts, atoms, parts
 
     # -- what is left -----------------------------------------------------------------------------
 
@@ -498,6 +571,17 @@ class _Builder:
             for axis, size in enumerate(value.const_value.shape.numpy())
             if size > 1
         ]
+
+
+def _exchangeable(parts: Ints, axes: Ints) -> bool:
+    """Return whether every part of every unit has as many atoms of each axis. `parts` and `axes`: (units, atoms)."""
+    names, axis = np.unique(axes, return_inverse=True)
+    most = int(parts.max()) + 1
+    counts = np.zeros((len(parts), most, len(names)), np.int64)
+    unit = np.arange(len(parts))[:, None].repeat(parts.shape[1], axis=1)
+    on = parts >= 0
+    np.add.at(counts, (unit[on], parts[on], axis.reshape(parts.shape)[on]), 1)
+    return most > 0 and bool((counts == counts[:1, :1]).all())
 
 
 def _is_weight(axis: Axis) -> bool:

@@ -56,9 +56,8 @@ class WeightSlices:
     def of(self, group: Group) -> Iterator[Slice]:
         """The slices of a group, in the order of `group.weights`."""
         table, offset = self.catalogue.analysis.components.table, self.catalogue.analysis.components.offset
-        start, axis_of = self.catalogue.start, self.catalogue.axis_of_atom
-        atoms = self.catalogue.atoms[start[group.first] : start[group.units.stop]].reshape(group.count, -1)
-        where = axis_of[atoms]
+        atoms, _ = self.catalogue.rows(group)
+        where = self.catalogue.axis_of_atom[atoms]
         for name, axis in group.weights:
             root = table.find(table.axis(self._values[name], axis, 0))
             index = atoms[where == root].reshape(group.count, -1) - offset[root]

@@ -4,10 +4,14 @@ Where ties alone decide, a unit is a component. An axis that a reshape splits in
 can be cut along either factor: each factor is followed through the graph in a run of its own, and every axis
 it meets is cut in whole slabs of one factor. A run gives a *family* of units (`the heads of this layer`); two
 families may cover the same atoms (`the dimensions inside these heads`), and any union of units is a valid cut.
+
+Where a run follows a factor of interchangeable positions (the query heads of each key head), its units fall apart: one
+part for each coordinate before that factor (each key head). Any choice of as many parts of every kind is a valid cut.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +24,8 @@ class Family:
     """Units that compete with one another: one structure of the network.
 
     `labels[k]` is the unit of `components[k]`; units are 0..count-1. `frozen[u]` is an index into the
-    components' reasons or -1; `factor` says whether the family came from following a factor.
+    components' reasons or -1; `factor` says whether the family came from following a factor. `parts[k]` is the part of
+    its unit that `components[k]` belongs to, -1 what only counts units; None where units do not fall apart.
     """
 
     components: Ints
@@ -29,6 +34,7 @@ class Family:
     frozen: Ints
     approximate: Ints
     factor: bool = False
+    parts: Ints | None = None
 
 
 @dataclass
@@ -87,6 +93,8 @@ def find_families(solved: Components) -> list[Family]:
             if not run.hopeless():  # a factor may fare better by itself than coupled to a frozen one
                 done |= {pair for pair in used if _told_apart(run, pair)}
             family = _family(solved, run)
+            if not run.hopeless():
+                family.parts = _parts(run, index, family, used=used)
             key = (family.components.tobytes(), family.labels.tobytes())
             if key not in seen:
                 families.append(family)
@@ -132,21 +140,76 @@ def _follow(
     It ends early where every unit turns out frozen: the result is then not closed, and only gives the reason.
     """
     seed = solved.products[number].factors[factor]
-    run = _Run(solved, np.full(solved.count, -1, np.int64), np.arange(len(seed)), dead=np.zeros(len(seed), bool))
-    run.assign(seed, np.arange(len(seed)))
-    along: set[tuple[int, int]] = {(number, factor)}
-    queue = _touching(index, seed)
-    current = number
+    run = _started(solved, seed, np.arange(len(seed)))
+    along = _spread(run, index, seed, first=number)
+    return run, along | {(number, factor)}
+
+
+def _started(solved: Components, seed: Ints, labels: Ints) -> _Run:
+    """Return a run in which only the seed has labels, 0 and up."""
+    count = int(labels.max(initial=-1)) + 1
+    run = _Run(solved, np.full(solved.count, -1, np.int64), np.arange(count), dead=np.zeros(count, bool))
+    run.assign(seed, labels)
+    return run
+
+
+def _spread(
+    run: _Run, index: tuple[Ints, Ints], seed: Ints, first: int = -1, left_out: Collection[int] = ()
+) -> set[tuple[int, int]]:
+    """Close a run under all products but those left out; return the (product, factor) that slabs lie along."""
+    along: set[tuple[int, int]] = set()
+    queue = _touching(index, seed).difference(left_out)
+    current = first if first >= 0 else min(queue, default=-1)
     while queue:
         queue.discard(current)
-        changed, used = _close(run, solved.products[current])
+        changed, used = _close(run, run.solved.products[current])
         along |= {(current, f) for f in used}
         if run.hopeless():
             break
         if changed.size:
-            queue |= _touching(index, changed)
+            queue |= _touching(index, changed).difference(left_out)
         current = min(queue, default=-1)
-    return run, along
+    return along
+
+
+def _parts(run: _Run, index: tuple[Ints, Ints], family: Family, used: set[tuple[int, int]]) -> Ints | None:
+    """Return the part of its unit that each component of a family belongs to (`Family.parts`).
+
+    Parts are found by a run that starts from single positions of a whole with an interchangeable factor and leaves all
+    such products out. They are parts if no two of them meet, other than as all those of one coordinate do, and if all
+    that has no part are positions that are alike.
+    """
+    solved = run.solved
+    split = sorted(number for number, factor in used if solved.products[number].alike == factor)
+    if not split:
+        return None
+    wholes = [_by_coordinate(solved.products[number]) for number in split]
+    before, copies, after = wholes[0].shape
+    labels = np.arange(before * copies).repeat(after)
+    fine = _started(solved, wholes[0].ravel(), labels)
+    _spread(fine, index, np.unique(wholes[0]), left_out=split)
+    tables = [fine.root(fine.label[whole]) for whole in wholes]
+    rows = [np.unique(np.sort(table[:, :, 0], axis=1), axis=0) for table in tables]
+    apart = all((table >= 0).all() and (table == table[:, :, :1]).all() for table in tables)
+    if not apart or any(len(np.unique(row)) != row.size or not np.array_equal(row, rows[0]) for row in rows):
+        return None
+    part = np.full(len(fine.parent), -1, np.int64)
+    part[rows[0]] = np.arange(len(rows[0]))[:, None]
+    label = fine.root(fine.label[family.components])
+    found = np.where(label >= 0, part[label], -1)
+    alike = np.concatenate([solved.products[number].factors[solved.products[number].alike] for number in split])
+    covered = int((fine.label >= 0).sum()) == int((label >= 0).sum())
+    inside = covered and np.isin(family.components[found < 0], alike).all()
+    units = np.unique(np.stack([label, found, family.labels], 1)[label >= 0], axis=0)
+    once = len(units) == rows[0].size == len(np.unique(units[:, 1:], axis=0))
+    return found if inside and once and len(rows[0]) > 1 else None
+
+
+def _by_coordinate(product: Product) -> Ints:
+    """Return the whole as (coordinates before the interchangeable factor, that factor, coordinates after it)."""
+    shape = product.whole.shape
+    before = int(np.prod(shape[: product.alike]))
+    return product.whole.reshape(before, shape[product.alike], -1)
 
 
 def _told_apart(run: _Run, pair: tuple[int, int]) -> bool:

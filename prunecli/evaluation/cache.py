@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from prunecli.arrays import Array
-from prunecli.data.language import MASK, is_past, tokens_of
+from prunecli.data.language import tokens_of
 from prunecli.errors import PruneError
+from prunecli.inputs import MASK, is_past
 from prunecli.runtime import Session
 
 _NAMES = re.compile(r"(?:past|present)(?:_key_values)?[._]?(.*)")

@@ -38,6 +38,7 @@ from prunecli.structures.latency import CutTimer as Timing
 from prunecli.structures.latency import layer_table, timed_widths
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import AnalysedAs, Cuttable, choose_groups, open_cuttable
+from prunecli.structures.ranking import ranked
 from prunecli.structures.target import Budget
 from prunecli.structures.widths import Alignment
 from prunecli.types import Json, Progress, Skipped
@@ -153,6 +154,7 @@ class StructurePruner(UnitSpace):
     def __init__(self, path: Path, options: TrialOptions, samples: DataOptions | None, progress: Progress) -> None:
         self.options, self.samples = options, samples
         cuttable, allowed, self.left = following(partial(_opened, path, options))
+        cuttable = ranked(cuttable, self._cut_options(options.criterion, threads=1), progress)
         scores = self._scores(cuttable, options.criterion, progress, allowed=allowed)
         latency = options.goal == "latency"
         self.timing = Timing(cuttable, self._cut_options(options.criterion), progress) if latency else None

@@ -11,7 +11,7 @@ from typing import Literal
 from prunecli.arrays import Mask
 from prunecli.calibration.samples import stored_moments
 from prunecli.dependency.analysis import NONE, Whole
-from prunecli.dependency.catalogue import ALL
+from prunecli.dependency.catalogue import ALL, Orders
 from prunecli.dependency.costs import costs
 from prunecli.errors import PruneError, advice
 from prunecli.model import load
@@ -28,6 +28,7 @@ from prunecli.structures.decision import Decided, read_analysed_as
 from prunecli.structures.latency import CutTimer, LatencyTable, choose_for_latency, layer_table
 from prunecli.structures.options import CHANNELS, StructuredOptions
 from prunecli.structures.prunable import AnalysedAs, Cuttable, choose_groups, open_cuttable
+from prunecli.structures.ranking import ranked
 from prunecli.structures.recovery import recovery_method, refits_on_pictures
 from prunecli.structures.target import Budget
 from prunecli.structures.widths import AUTO
@@ -41,11 +42,13 @@ def decide(
     progress: Progress,
     gone: Mask | None = None,
     whole: Whole = NONE,
+    orders: Orders | None = None,
 ) -> tuple[Cuttable, Decided]:
     """Open the model and choose its units, or take them from a plan.
 
     Args:
         gone: units that count as removed already.
+        orders: how parts of units are combined; by their scores if None.
         whole: axes that stay whole, and why; a plan has its own.
     Raises:
         PruneError: the model or the plan is unusable, the output cannot be written, or nothing can be cut.
@@ -56,8 +59,7 @@ def decide(
     assert budget is not None
     if options.granularity == AUTO and options.drops_blocks and is_quantised(load(path).ir):
         options = replace(options, granularity=CHANNELS)  # blocks are measured on the model as it runs
-    how = AnalysedAs(options.structures, whole=whole, include=options.include, convolved=options.convolved)
-    cuttable = open_cuttable(path, how, options.dims)
+    cuttable = open_cuttable(path, _how(options, whole, orders), options.dims)
     if cuttable.is_quantised:
         _check_quantised(options, budget.kind)
     elif options.rescale_activations:
@@ -71,6 +73,7 @@ def decide(
     allowed, left = choose_groups(cuttable, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(cuttable, left)
+    cuttable = ranked(cuttable, options, progress) if orders is None else cuttable
     if budget.kind == "latency" or options.blocks_alone:
         choose = choose_for_latency if budget.kind == "latency" else choose_blocks
         asked = _recipe(options, cuttable.how)
@@ -93,6 +96,12 @@ def decide(
         raise PruneError("at this budget nothing is removed", more)
     return cuttable, Decided(
         decision.removed, decision.scores, _recipe(options, cuttable.how), left=left, notes=[*told, *decision.notes]
+    )
+
+
+def _how(options: StructuredOptions, whole: Whole, orders: Orders | None) -> AnalysedAs:
+    return AnalysedAs(
+        options.structures, whole=whole, include=options.include, convolved=options.convolved, orders=orders or {}
     )
 
 

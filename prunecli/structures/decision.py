@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from prunecli.arrays import Array
-from prunecli.dependency.catalogue import Group
+from prunecli.dependency.catalogue import Group, Orders
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
@@ -151,7 +151,7 @@ def _units(cuttable: Cuttable, decided: Decided) -> Iterator[Json]:
 def _slices(cuttable: Cuttable, group: Group, full: Removed) -> Iterator[tuple[str, int, list[list[int]]]]:
     """(weight, axis, positions of every unit) for the weights of a group that a plan can name."""
     units, solved = cuttable.units, cuttable.units.analysis.components
-    atoms = units.atoms[units.start[group.first] : units.start[group.units.stop]].reshape(group.count, -1)
+    atoms, _ = units.rows(group)
     where = units.axis_of_atom[atoms]
     for name, axis in group.weights:
         if group.kind != "block" and axis in full.get(name, {}):
@@ -172,8 +172,9 @@ def read_analysed_as(path: Path, recipe: Json, specs: Sequence[InputSpec]) -> An
         raise PruneError(f"{path}: the recipe has no granularity", ANEW)
     shapes, whole = _shapes(recipe, specs), _whole(recipe)
     return AnalysedAs(
-        granularity, shapes, whole, include=_names(recipe, "include"), convolved=_names(recipe, "convolved")
-    )
+        granularity, shapes, whole, include=_names(recipe, "include"), convolved=_names(recipe, "convolved"),
+        orders=_orders(recipe),
+    )  # fmt: skip
 
 
 def _names(recipe: Json, key: str) -> tuple[str, ...]:
@@ -216,6 +217,20 @@ def _whole(recipe: Json) -> dict[tuple[str, int], str]:
     ):
         raise PruneError("the plan's recipe does not say which axes stay whole", ANEW)
     return {(name, axis): why for name, axis, why in rows}
+
+
+def _orders(recipe: Json) -> Orders:
+    """How the parts of units are combined.
+
+    Raises:
+        PruneError: an order is no permutation.
+    """
+    found = recipe.get("orders", {})
+    listed = isinstance(found, dict) and all(isinstance(own, list) for own in found.values())
+    rows = [row for own in found.values() for row in own] if listed else [None]
+    if not all(isinstance(r, list) and {*map(type, r)} <= {int} and sorted(r) == [*range(len(r))] for r in rows):
+        raise PruneError("the plan's recipe does not say how heads of a group are combined", ANEW)
+    return dict(found)
 
 
 # -- layers -----------------------------------------------------------------------------------------

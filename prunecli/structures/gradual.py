@@ -110,8 +110,9 @@ class _Cutter:
 
         def attempt(whole: Whole) -> StructuredResult:
             known = {} if self.cuttable is None else self.cuttable.how.whole
+            orders = None if self.cuttable is None else self.cuttable.how.orders
             cuttable, decided = decide(
-                base, place, options, progress=self.progress, gone=self.removed, whole={**known, **whole}
+                base, place, options, progress=self.progress, gone=self.removed, whole={**known, **whole}, orders=orders
             )
             if self.cuttable is not None:
                 _same(self.cuttable, cuttable)

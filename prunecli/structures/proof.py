@@ -20,7 +20,7 @@ from prunecli.structures.decision import layer_rows
 from prunecli.structures.prunable import Cuttable, less
 from prunecli.types import UNVERIFIED, LayerRow, Progress, Totals, Verification, no_progress
 from prunecli.verify.compare import check_tensors, placed
-from prunecli.verify.inputs import Case, TakesInputs, random_case, sizes_to_try, spare_cases
+from prunecli.verify.inputs import Case, TakesInputs, random_case, sizes_to_try, sizes_with_past, spare_cases
 
 if TYPE_CHECKING:
     from prunecli.structures.options import CutOptions
@@ -80,7 +80,8 @@ class CutInspector:
         ]  # fmt: skip
 
     def cases(self, original: TakesInputs) -> Iterator[Case]:
-        """Real samples first, then random inputs at each choice of the dynamic dimensions."""
+        """Real samples first, then random inputs at each choice of the dynamic dimensions; of a model with a cache also
+        with a short past and with none."""
         if self.options.source is not None:
             size = min(self.options.batch_size, REAL_BATCH)
             samples = self.cuttable.samples(self.options, self.progress)
@@ -90,6 +91,7 @@ class CutInspector:
         cuttable, seed = self.cuttable, self.options.seed
         first = [cuttable.inputs, cuttable.inputs, cuttable.counted.inputs, cuttable.other_inputs]
         wanted = [s for n, s in enumerate(first) if s is not None and (n < 2 or s not in first[:n])]
+        wanted += sizes_with_past(cuttable.file, cuttable.inputs, self.options.dims)
         for number, shapes in enumerate(wanted, seed):
             yield random_case(original, shapes, number)
         yield from spare_cases(original, sizes_to_try(cuttable.file, cuttable.inputs, self.options.dims), seed)

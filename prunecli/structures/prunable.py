@@ -23,7 +23,7 @@ from prunecli.dependency.analysis import Analysis, Whole, analysed_shapes, kept_
 from prunecli.dependency.analysis import analyse as solve
 from prunecli.dependency.atoms import Neutral
 from prunecli.dependency.blocks import drop_blocks
-from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
+from prunecli.dependency.catalogue import ALL, Catalogue, Orders, catalogue, parse_granularity, split_of
 from prunecli.dependency.costs import axes_of_outputs, costs
 from prunecli.dependency.cut import Removed, remove
 from prunecli.dependency.neutral import neutral_of
@@ -59,7 +59,8 @@ class AnalysedAs:
 
     inputs: exact shapes to analyse at; none: chosen by the dimensions. whole: axes that stay whole, and why. include:
     patterns; initializers that are graph inputs too are cut only if one matches their name. convolved: results of
-    shortcuts that an equal operator computes (`replace_shortcuts`); None: where that is faster.
+    shortcuts that an equal operator computes (`replace_shortcuts`); None: where that is faster. orders: how parts of
+    units are combined, where they may be exchanged (`ranking.py`).
     """
 
     granularity: str
@@ -67,13 +68,15 @@ class AnalysedAs:
     whole: Whole = field(default_factory=dict)
     include: tuple[str, ...] = ()
     convolved: tuple[str, ...] | None = ()
+    orders: Orders = field(default_factory=dict)
 
     def to_json(self) -> Json:
         """Return what a recipe records besides `granularity` and `include`; read by `read_analysed_as`."""
         whole = [[name, axis, why] for (name, axis), why in self.whole.items()]
         inputs = {name: list(shape) for name, shape in self.inputs.items()}
         convolved = {"convolved": list(self.convolved)} if self.convolved else {}
-        return {"inputs": inputs, **({"whole": whole} if whole else {}), **convolved}
+        orders = {"orders": {name: [list(order) for order in own] for name, own in self.orders.items()}}
+        return {"inputs": inputs, **({"whole": whole} if whole else {}), **convolved, **(orders if self.orders else {})}
 
 
 @dataclass(kw_only=True)
@@ -94,6 +97,10 @@ class Cuttable:
     made: Dataset | None = None
     sample_notes: tuple[str, ...] = ()
     known_influence: Influence | None = None
+
+    def regrouped(self, orders: Orders) -> Cuttable:
+        """Return the model with the parts of its units combined anew."""
+        return replace(self, units=self.units.regrouped(orders), how=replace(self.how, orders=orders))
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
@@ -196,7 +203,8 @@ class Cuttable:
 
     def _needed(self, removed: Removed, named: Removed) -> Removed:
         """`named`: what is removed, in the names of the file."""
-        found = {**needed(self.file.ir.graph, named, self.neutral), **self._branches(named)}
+        told = self.units.telling(named)
+        found = {**needed(self.file.ir.graph, told, self.neutral), **self._branches(named)}
         if not self.is_quantised:
             return found
         still = silent(self.work.graph, removed) - self.neutral.keys()
@@ -406,7 +414,7 @@ def open_cuttable(path: Path, how: AnalysedAs, dims: Dims) -> Cuttable:
         analysis = solve(work, shapes, whole={**unlisted, **held}, blocks=together)
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
     analysis.written[:] = _written(analysis, counted)
-    units = catalogue(analysis, kinds)
+    units = catalogue(analysis, kinds).regrouped(how.orders)
     if not units.blocks and kinds == ("block",):
         raise PruneError(
             f"{path} has no residual blocks (y = x + f(x)) that could be dropped", "cut channels and heads instead"

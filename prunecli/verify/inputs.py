@@ -15,7 +15,16 @@ from typing import Protocol
 
 import numpy as np
 
-from prunecli.inputs import InputSpec, evaluate, index_limits, random_inputs, resolve_shapes
+from prunecli.inputs import (
+    MASK,
+    InputSpec,
+    counts_past,
+    evaluate,
+    index_limits,
+    is_past,
+    random_inputs,
+    resolve_shapes,
+)
 from prunecli.model import Dims, Model
 from prunecli.model.constants import holders
 from prunecli.model.graphs import all_graphs
@@ -79,6 +88,42 @@ def random_case(session: TakesInputs, shapes: InputShapes, seed: int = 0, spare:
 def spare_cases(session: TakesInputs, sizes: Iterable[InputShapes], seed: int = 0) -> Iterator[Case]:
     """Yield random inputs of each of the sizes, which are tried until the model runs."""
     return (random_case(session, shapes, seed, spare=True) for shapes in sizes)
+
+
+WITH_PAST = ((1, 4, 3), (2, 1, 3), (2, 4, 0))
+"""(samples, tokens, positions of the past): GroupQueryAttention takes several tokens behind a past for one sample
+only."""
+
+
+def sizes_with_past(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputShapes]:
+    """Yield the sizes WITH_PAST of a model that takes keys and values of what came before, with masks over past and
+    tokens. Sizes stated by `dims` do not change."""
+    specs = input_specs(model.ir)
+    if not any(map(is_past, specs)):
+        return
+    roles = {(spec.name, axis): _role(spec, axis) for spec in specs for axis in range(len(spec.shape))}
+    base = resolve_shapes(specs, dims.sizes, dims.shapes)
+    stated = {role: base[spec.name][axis] for spec in specs for axis, dim in enumerate(spec.shape)
+              if (role := roles[spec.name, axis]) and (spec.name in dims.shapes or dim in dims.sizes)}  # fmt: skip
+    for batch, tokens, past in WITH_PAST:
+        lengths = {"batch": batch, "tokens": tokens, "past": past} | stated
+        lengths["all"] = lengths["tokens"] + lengths["past"]
+        free = {(spec.name, axis) if dim is None else dim: lengths[role] for spec in specs
+                for axis, dim in enumerate(spec.shape)
+                if not isinstance(dim, int) and (role := roles[spec.name, axis]) in lengths}  # fmt: skip
+        computed = _computed(specs)
+        yield _at(specs, shapes, dims, sizes={key: size for key, size in free.items() if key not in computed})
+
+
+def _role(spec: InputSpec, axis: int) -> str:
+    """Return what an axis of an input of a language model counts; nothing where that is not known."""
+    if axis == 0:
+        return "batch"
+    if counts_past(spec.shape[axis]) and is_past(spec):
+        return "past"
+    if is_past(spec):
+        return ""
+    return "all" if spec.name == MASK else "tokens"
 
 
 def sizes_to_try(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputShapes]:

@@ -237,6 +237,62 @@ def _flat_of(n: Net, x: str) -> tuple[str, str, str]:
     return n.linear(x, 4, 64), n.linear(x, 4, 32), n.linear(x, 4, 32)
 
 
+HEADS, GROUPS, SIZE = 6, 2, 16
+
+
+def grouped_cache(n: Net, how: str, width: int = 4, linear: Callable[[str, int, int], str] | None = None) -> Net:
+    """6 query heads over 2 key heads of size 16, whose past and present are inputs and outputs: query heads of each key
+    head can go, and nothing of the cache. `linear`: (x, inputs, outputs) -> a layer."""
+    fused, x, linear = how.startswith("ms."), n.x(1, "T", width), linear or n.linear
+    widths = [HEADS * SIZE, GROUPS * SIZE, GROUPS * SIZE]
+    parts = [linear(x, width, sum(widths))] if "packed" in how else [linear(x, width, each) for each in widths]
+    past = [n.x(1, GROUPS, "past", SIZE, name=f"past_key_values.0.{kind}") for kind in ("key", "value")]
+    if not fused and "rank 3" not in how:
+        parts = [_split_heads(n, t, h, SIZE) for t, h in zip(parts, (HEADS, GROUPS, GROUPS), strict=True)]
+    if fused:
+        mask = n.x(1, "past + T", name="attention_mask", limit=2)
+        last = n("Cast", n("Sub", n("Slice", n("Shape", mask), n.c([1]), n.c([2])), n.c([1])), to=6)
+        total = n("Cast", n("Gather", n("Shape", mask), n.c(1)), to=6)
+        y, *present = n.ms("GroupQueryAttention", *(*parts, "", "")[:3], *past, last, total, outputs=3,
+                           num_heads=HEADS, kv_num_heads=GROUPS)  # fmt: skip
+    elif how.startswith("Attention"):
+        counts = {"q_num_heads": HEADS, "kv_num_heads": GROUPS} if "rank 3" in how else {}
+        y, *present = n("Attention", *parts, "", *past, outputs=3, **counts)
+    else:
+        present = [n("Concat", before, new, axis=2) for before, new in zip(past, parts[1:], strict=True)]
+        y = _written_grouped(n, parts[0], *present, how=how)
+    if n.nodes[-1].op_type != "GroupQueryAttention" and "rank 3" not in how:
+        y = n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.c([0, 0, HEADS * SIZE]))
+    return n.out(linear(y, HEADS * SIZE, 3), *present)
+
+
+def _written_grouped(n: Net, q: str, k: str, v: str, how: str) -> str:
+    """softmax(q k^T) v, keys and values repeated as exporters write it."""
+    if how == "five axes":
+        q = n("Reshape", q, n.c([0, GROUPS, HEADS // GROUPS, -1, SIZE]))
+        k, v = (n("Unsqueeze", t, n.c([2])) for t in (k, v))
+    else:
+        k, v = (_repeated(n, t, how) for t in (k, v))
+    axes = [0, 1, 2, 4, 3] if how == "five axes" else [0, 1, 3, 2]
+    scores = n("MatMul", n("Mul", q, n.c(np.float32(0.25))), n("Transpose", k, perm=axes))
+    y = n("MatMul", n("Softmax", scores, axis=-1), v)
+    return str(n("Reshape", y, n.c([0, HEADS, -1, SIZE])) if how == "five axes" else y)
+
+
+def _repeated(n: Net, x: str, how: str) -> str:
+    """(B, groups, T, size) -> (B, heads, T, size)."""
+    copies = HEADS // GROUPS
+    if how == "Gather":
+        return str(n("Gather", x, n.c(np.repeat(np.arange(GROUPS), copies)), axis=1))
+    wide = n("Unsqueeze", x, n.c([2]))
+    if how == "Tile":
+        wide = n("Tile", wide, n.c([1, 1, copies, 1, 1]))
+    else:
+        length = n("Gather", n("Shape", x), n.c([2]))
+        wide = n("Expand", wide, n("Concat", n.c([1, GROUPS, copies]), length, n.c([SIZE]), axis=0))
+    return str(n("Reshape", wide, n.c([0, HEADS, -1, SIZE])))
+
+
 def _embed_norm(n: Net) -> Net:
     ids = n.x("N", 5, limit=9)
     y, *_ = n.ms(
@@ -245,6 +301,8 @@ def _embed_norm(n: Net) -> Net:
     return n.out(n.linear(n("Relu", n.linear(y, 8, 6)), 6, 3))
 
 
+WITH_CACHE = ("ms.GroupQueryAttention", "ms.GroupQueryAttention packed", "Attention", "Attention of rank 3", "Expand",
+              "Tile", "Gather", "five axes")  # fmt: skip
 BOTH = {**UNPROVEN, "wide": 8}
 ATTENTION = {
     "Attention": Case(lambda n: _attention(n, 4), 2 + 4 + 4, 23),
@@ -269,6 +327,7 @@ ATTENTION = {
     "ms.GroupQueryAttention packed": Case(lambda n: _group_query(n, True), 2 + 2),
     "ms.GroupQueryAttention rotary": Case(lambda n: _group_query(n, False, rotary=True), 2 + 2),
     "ms.GroupQueryAttention packed rotary cache": Case(lambda n: _group_query(n, True, True, True), 2 + 2),
+    **{f"grouped with a cache, {how}": Case(lambda n, how=how: grouped_cache(n, how), 3, 23) for how in WITH_CACHE},
     "ms.EmbedLayerNormalization": Case(_embed_norm, 6, options={"wide": 8}),
     "ms.LayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("LayerNormalization", h, n.w(8), n.w(8)), 8, 6), 8, 6), 6, options=BOTH),
     "ms.SimplifiedLayerNormalization, standing alone": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SimplifiedLayerNormalization", h, n.w(8)), 8, 6), 8, 6), 14, options={"unproven": True}),

@@ -11,8 +11,8 @@ from onnx import helper, numpy_helper
 
 from prunecli.model.shape_inference import gather_facts
 
-SIZES = {"N": 2, "T": 5, "H": 6, "W": 6}
-OTHER_SIZES = {"N": 3, "T": 7, "H": 8, "W": 10}
+SIZES = {"N": 2, "T": 5, "H": 6, "W": 6, "past": 4, "past + T": 9}
+OTHER_SIZES = {"N": 3, "T": 7, "H": 8, "W": 10, "past": 6, "past + T": 13}
 
 
 class Net:

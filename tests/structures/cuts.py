@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from prunecli.dependency.catalogue import Orders
 from prunecli.dependency.cut import remove
 from prunecli.model import Dims, save
 from prunecli.runtime import Session
@@ -22,6 +24,7 @@ from tests.dependency.net import Net
 from tests.structures.mixtures import mixed
 
 Spoil = Callable[[ir.Model], None]
+NO_ORDERS: Orders = MappingProxyType({})
 
 
 def conv_net(n: Net) -> Net:
@@ -178,9 +181,15 @@ class Carried:
         return [random_case(session, self.subject.inputs, seed) for seed in (0, 1)]
 
 
-def carry_out(path: Path, granularity: str = "channel,head", spoil: Spoil | None = None, every: int = 2) -> Carried:
+def carry_out(
+    path: Path,
+    granularity: str = "channel,head",
+    spoil: Spoil | None = None,
+    every: int = 2,
+    orders: Orders = NO_ORDERS,
+) -> Carried:
     """Remove every second unit (the first of each group stays), spoil the result, and write it."""
-    subject = open_cuttable(path, AnalysedAs(granularity), Dims())
+    subject = open_cuttable(path, AnalysedAs(granularity, orders=orders), Dims())
     removed = np.zeros(subject.units.count, bool)
     for group in subject.units.groups:
         removed[group.first + 1 : group.units.stop : every] = True

@@ -19,11 +19,13 @@ SEQUENCE = "sequence of an attention"
 
 @dataclass(frozen=True)
 class Heads:
-    """The factors of an attention: `groups` key heads, each serving `share` query heads; `key` and `value` sizes.
+    """The factors of an attention: `queries`, the query heads, are `groups` key heads times `share` that each serves;
+    `key` and `value` sizes.
 
-    All four are axes of the table.
+    All are axes of the table.
     """
 
+    queries: int
     groups: int
     share: int
     key: int
@@ -33,10 +35,13 @@ class Heads:
 def heads(ctx: RuleContext, queries: int, groups: int, key: int, value: int) -> Heads:
     """Virtual axes for `queries` heads over `groups` key heads, with head sizes `key` and `value`."""
     table = ctx.table
-    out = Heads(table.virtual(groups), table.virtual(queries // groups), table.virtual(key), value=table.virtual(value))
+    sizes = (queries, groups, queries // groups, key, value)
+    out = Heads(*map(table.virtual, sizes))
+    table.product(out.queries, (out.groups, out.share))
     table.mark(out.groups, "head")
     if queries != groups:
         table.mark(out.share, "head")
+        table.interchange(out.share)
     return out
 
 
@@ -79,7 +84,7 @@ def scores(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int]) ->
 
 def score_axes(parts: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the scores and the weighted sum are proportional to: heads, and the size of a key, of a value."""
-    return (parts.groups, parts.share, parts.key), (parts.groups, parts.share, parts.value)
+    return (parts.queries, parts.key), (parts.queries, parts.value)
 
 
 @rule("Attention")
@@ -91,14 +96,13 @@ def attention(ctx: RuleContext) -> None:
     groups = ctx.int("kv_num_heads") if flat else ctx.shape(k)[1]
     sizes = [ctx.shape(t)[2] // groups if flat else ctx.shape(t)[3] for t in (k, v)]
     parts = heads(ctx, queries, groups, *sizes)
-    both = [parts.groups, parts.share]
-    layout(ctx, q, both, size=parts.key)
-    layout(ctx, y, both, size=parts.value)
+    layout(ctx, q, [parts.queries], size=parts.key)
+    layout(ctx, y, [parts.queries], size=parts.value)
     for value, size in ((k, parts.key), (v, parts.value), (ctx.input(4), parts.key), (ctx.input(5), parts.value),
                         (ctx.output(1), parts.key), (ctx.output(2), parts.value)):  # fmt: skip
         layout(ctx, value, [parts.groups], size=size)
-    scores(ctx, ctx.input(3), both)
-    scores(ctx, ctx.output(3), both)
+    scores(ctx, ctx.input(3), [parts.queries])
+    scores(ctx, ctx.output(3), [parts.queries])
     ctx.freeze(ctx.input(6), "lengths of the sequences")
     ctx.count_terms(*score_axes(parts))
 
@@ -173,7 +177,7 @@ def packed(ctx: RuleContext, value: ir.Value | None, axis: int, parts: Sequence[
 
 def qkv(parts: Heads) -> list[list[int]]:
     """The factors of packed queries, keys and values."""
-    return [[parts.groups, parts.share, parts.key], [parts.groups, parts.key], [parts.groups, parts.value]]
+    return [[parts.queries, parts.key], [parts.groups, parts.key], [parts.groups, parts.value]]
 
 
 @rule("Attention", domain=MICROSOFT)
@@ -280,21 +284,20 @@ def group_query(ctx: RuleContext) -> None:
     parts = heads(ctx, count, groups, key=size, value=size)
     for inside in (parts.key, parts.value):
         ctx.table.freeze(inside, "GroupQueryAttention: the head size is fixed")
-    both = [parts.groups, parts.share]
     if k is None:
         packed(ctx, q, 2, parts=qkv(parts))
         ctx.tie(q, 0, y, 0)
         ctx.freeze(q, SEQUENCE, 1)
     else:
-        layout(ctx, q, both, size=parts.key)
+        layout(ctx, q, [parts.queries], size=parts.key)
         layout(ctx, k, [parts.groups], size=parts.key)
         layout(ctx, v, [parts.groups], size=parts.value)
-    layout(ctx, y, both, size=parts.value)
+    layout(ctx, y, [parts.queries], size=parts.value)
     for state in (ctx.input(3), ctx.input(4), ctx.output(1), ctx.output(2)):
         layout(ctx, state, [parts.groups], size=parts.key)
-    scores(ctx, ctx.input(10), both)
-    scores(ctx, ctx.output(3), both)
-    factor(ctx, ctx.input(11), 0, factors=both)
+    scores(ctx, ctx.input(10), [parts.queries])
+    scores(ctx, ctx.output(3), [parts.queries])
+    factor(ctx, ctx.input(11), 0, factors=[parts.queries])
     for index in (5, 6, 7, 8, 9, 12, 13, 14, 15, 16):
         ctx.freeze(ctx.input(index), "positions, angles and scales of an attention")
     ctx.count_terms(*score_axes(parts))
@@ -302,7 +305,7 @@ def group_query(ctx: RuleContext) -> None:
 
 @rewrite("GroupQueryAttention", domain=MICROSOFT)
 def group_query_count(cut: NodeCut, node: ir.Node) -> None:
-    """Whole groups, or the same query heads of every group, may have gone."""
+    """Whole groups, or as many query heads of every group, may have gone."""
     y, count, groups = node.outputs[0], *(node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
     size = cut.before(y)[2] // count
     cut.set_int(node, "num_heads", cut.size(y, 2) // size)

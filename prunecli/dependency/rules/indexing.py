@@ -138,9 +138,19 @@ def gather(ctx: RuleContext) -> None:
         ctx.freeze_if_dynamic(x, axis)
     elif rank == 1 and len(np.unique(taken)) == len(taken):
         ctx.map_positions((x, axis), taken, (y, axis), ib=np.arange(len(taken)))
+    elif rank == 1 and (copies := _repeats(taken, ctx.shape(x)[axis])) and not ctx.dynamic(x, axis):
+        copy = ctx.table.virtual(copies)
+        ctx.table.interchange(copy)
+        ctx.table.product(ctx.axis(y, axis), (ctx.axis(x, axis), copy))
     else:
         ctx.freeze(x, "positions are gathered more than once", axis)
         ctx.freeze_axes([y], range(axis, axis + rank), "positions are gathered more than once")
+
+
+def _repeats(taken: Ints, size: int) -> int:
+    """Return r where every one of `size` positions is taken r times in a row (repeat_interleave); else 0."""
+    copies = len(taken) // max(size, 1)
+    return copies if np.array_equal(taken, np.repeat(np.arange(size), copies)) else 0
 
 
 def _is_one_hot(table: ir.Value) -> bool:
@@ -163,7 +173,8 @@ def gather_kept(cut: NodeCut, node: ir.Node) -> None:
     if known is None or known.ndim > 1 or not moved:
         return
     taken = np.asarray(known, np.int64) % cut.before(x)[axis]
-    place = places(cut.kept(x, axis), taken.reshape(-1))
+    left = taken[cut.kept(y, axis)] if taken.ndim else taken.reshape(-1)
+    place = places(cut.kept(x, axis), left)
     cut.set_input(node, 1, place.astype(known.dtype).reshape(known.shape if known.ndim == 0 else -1))
 
 

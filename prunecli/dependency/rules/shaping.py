@@ -50,8 +50,12 @@ def depth_to_space(ctx: RuleContext) -> None:
 @rule("Expand")
 def expand(ctx: RuleContext) -> None:
     """Axes of equal length are tied; a stretched size-1 axis makes new positions."""
-    x = ctx.x()
-    ctx.elementwise(x, ctx.y)
+    x, y = ctx.x(), ctx.y
+    ctx.elementwise(x, y)
+    first = ctx.rank(y) - ctx.rank(x)
+    for axis, size in enumerate(ctx.shape(y)):
+        if size != 1 and (axis < first or ctx.shape(x)[axis - first] == 1):
+            ctx.table.interchange(ctx.axis(y, axis))
 
 
 @rewrite("Expand")
@@ -68,17 +72,26 @@ def expand_target(cut: NodeCut, node: ir.Node) -> None:
 
 @rule("Tile")
 def tile(ctx: RuleContext) -> None:
-    """Axis of n positions repeated r times: (r, n), of which n can be cut."""
+    """An axis of n positions repeated r times is (r, n), of which both can be cut."""
     x, y = ctx.x(), ctx.y
     for axis, (a, b) in enumerate(zip(ctx.shape(x), ctx.shape(y), strict=True)):
         if a == b:
             ctx.tie(x, axis, y, axis)
-        elif a > 1 and b % a == 0:
+        elif a and b % a == 0:
             copies = ctx.table.virtual(b // a)
-            ctx.table.freeze(copies, "copies made by Tile")
+            if ctx.dynamic(y, axis):
+                ctx.table.freeze(copies, "copies made by Tile, as many as a dynamic dimension says")
             ctx.table.product(ctx.axis(y, axis), (copies, ctx.axis(x, axis)))
-        else:
-            ctx.freeze_axes((x, y), [axis], "copies made by Tile")
+            if a == 1:
+                ctx.table.interchange(ctx.axis(y, axis))
+
+
+@rewrite("Tile")
+def tile_repeats(cut: NodeCut, node: ir.Node) -> None:
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    pairs = [zip(cut.shape(y, view), cut.shape(x, view), strict=True) for view in range(len(cut.views))]
+    cut.set_vector(node, 1, [[whole // part for whole, part in pair] for pair in pairs])
 
 
 @rule("Concat")
