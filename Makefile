@@ -11,6 +11,9 @@ READY_DOCS := $(VENV)/.ready-docs
 WORKERS ?= 2
 SEED ?= 0
 
+# tests start many processes, each of which would compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
+
 # modules of others, what makes models, and what asks what to compare
 NOT_RUN = $(addprefix benchmarks/,common.py torch_interpreter.py torch_operators.py same_results.py predicted.py) \
   $(wildcard benchmarks/make_*.py)

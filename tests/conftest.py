@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,34 +24,34 @@ from prunecli.runtime import Session
 from prunecli.structures import prunable
 
 
-@pytest.fixture(autouse=True)
-def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run or two, whose figures nobody looks at, and no profile."""
-    monkeypatch.setattr(speed, "REPORT_SECONDS", 1e-4)
-    monkeypatch.setattr(speed, "SLOW_SECONDS", 0.0)
+def pytest_collection_finish() -> None:
+    """The collected tests stay until the end: the garbage collector need not look through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def quick_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are loaded once in the process of the test: a new one costs more than most tests."""
-
-    def measured(path: Path, provider: str = "cpu", threads: int = 1) -> LoadCost:
-        start = time.perf_counter()
-        Session.open(path, provider=provider, threads=threads)
-        return LoadCost(time.perf_counter() - start, 0.0, None)
-
-    monkeypatch.setattr(proof, "measure_load", measured)
+def loaded_here(path: Path, provider: str = "cpu", threads: int = 1) -> LoadCost:
+    """The cost of loading a model once in the process of the test: a new one costs more than most tests."""
+    start = time.perf_counter()
+    Session.open(path, provider=provider, threads=threads)
+    return LoadCost(time.perf_counter() - start, 0.0, None)
 
 
-@pytest.fixture(autouse=True)
-def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cut without data is refitted on the fewest pictures there are, barely fitted to the model."""
-    monkeypatch.setattr(prunable, "UNASKED", 0)
-    monkeypatch.setattr(prunable, "STEPS_UNASKED", 1)
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    """Runs are timed once or twice, since nobody looks at the figures, and not profiled; models are loaded in this process;
+    a cut without data is refitted on the fewest pictures there are, barely fitted to the model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "REPORT_SECONDS", 1e-4)
+        patch.setattr(speed, "SLOW_SECONDS", 0.0)
+        patch.setattr(proof, "measure_load", loaded_here)
+        patch.setattr(prunable, "UNASKED", 0)
+        patch.setattr(prunable, "STEPS_UNASKED", 1)
+        yield
 
 
 @pytest.fixture
-def fresh_loads(quick_loads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are loaded in a process of their own, as users have it, which also tells the memory."""
     monkeypatch.setattr(proof, "measure_load", measure_load)
 

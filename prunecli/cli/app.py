@@ -10,6 +10,8 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
+from functools import cache
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
@@ -193,11 +195,17 @@ def build(name: str, function: Callable[..., None]) -> Any:
 
 
 def command_named(name: str) -> Any:
-    """Return the command of that name, with the options that every command has.
+    """Return the command of that name, with the options that every command has, as for a run of its own: what a
+    command line has set in it is in no other.
 
     Raises:
         PruneError: there is none of that name.
     """
+    return copy(_built(name))
+
+
+@cache
+def _built(name: str) -> Any:
     entry_of(name)
     command = build(name, function_of(name, carry_out))
     command.params += [param for param in typer.main.get_command(app).params if param.name in ON_BOTH_SIDES]

@@ -140,13 +140,18 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "bare name": bare,
 }
 EXPECTED: dict[str, Any] = {}
-ALWAYS = {"location only"}, {"magnitude"}
-"""Layouts that `make test` tries with every command, and commands that it tries on every layout."""
+TWINS = {
+    "gradient --criterion fisher", "gradient --data synthetic", "oneshot --data synthetic", "structured --criterion fisher",
+    "structured --granularity all", "structured --criterion obs", "adaptive --granularity channel",
+}  # fmt: skip
+"""Commands that read the files as the same command with other options does."""
 PAIRS = [
-    pytest.param(layout, command, marks=[] if layout in ALWAYS[0] or command in ALWAYS[1] else [pytest.mark.slow])
+    (layout, command) if command == "magnitude" or (layout == "location only" and command not in TWINS)
+    else pytest.param(layout, command, marks=pytest.mark.slow)
     for layout in LAYOUTS
     for command in COMMANDS
-]
+]  # fmt: skip
+"""`make test` tries every kind of command on one layout and one command on every layout, `make test-slow` the others."""
 
 
 def result(prune: Prune, command: str, model: Path, folder: Path) -> Any:

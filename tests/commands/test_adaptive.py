@@ -43,6 +43,12 @@ def found(tmp_path: Path, name: str = "out.onnx", model: Path = MLP, **options: 
     return adaptive(model, output=tmp_path / name, force=True, **given)
 
 
+@pytest.fixture(scope="module")
+def by_feedback(tmp_path_factory: pytest.TempPathFactory) -> AdaptiveResult:
+    """The result of which tests of reports change a part."""
+    return found(tmp_path_factory.mktemp("feedback"), strategy="feedback")
+
+
 def accuracy(path: Path, **options: Any) -> Any:
     return evaluate(path, options=EvaluateOptions(data=DataOptions(str(TEST)), latency=False, **options)).model.metrics
 
@@ -140,10 +146,12 @@ UNREACHED = [(True, "the held-out samples confirmed no step that is"), (False, "
 
 
 @pytest.mark.parametrize(("refuted", "told"), UNREACHED)
-def test_a_missed_goal_says_why_an_allowed_step_was_not_taken(refuted: bool, told: str, tmp_path: Path) -> None:
-    done = found(tmp_path, strategy="feedback")
-    allowed = next(step for step in done.steps if step.allowed)
-    missed = replace(done, result=None, closest=allowed, confirmations=done.confirmations if refuted else ())
+def test_a_missed_goal_says_why_an_allowed_step_was_not_taken(
+    refuted: bool, told: str, by_feedback: AdaptiveResult
+) -> None:
+    allowed = next(step for step in by_feedback.steps if step.allowed)
+    confirmations = by_feedback.confirmations if refuted else ()
+    missed = replace(by_feedback, result=None, closest=allowed, confirmations=confirmations)
     texts = [section.body for section in to_document(missed).sections if isinstance(section, Text)]
     assert [text.endswith(f"That is allowed, but {told}.") for text in texts if "The closest is" in text] == [True]
 
@@ -155,25 +163,27 @@ def test_a_limit_above_one_is_one_where_the_metric_is_no_fraction(tmp_path: Path
 @pytest.mark.parametrize(
     "high, told", [(0.05, "reaches beyond 0.03"), (0.02, "on other data of this kind is within 0.03")]
 )
-def test_the_promise_says_whether_the_interval_keeps_it(tmp_path: Path, high: float, told: str) -> None:
-    done = found(tmp_path, strategy="feedback")
-    last = replace(done.confirmations[-1], high=high)
-    promise = to_document(replace(done, confirmations=[last])).sections[0]
+def test_the_promise_says_whether_the_interval_keeps_it(high: float, told: str, by_feedback: AdaptiveResult) -> None:
+    last = replace(by_feedback.confirmations[-1], high=high)
+    promise = to_document(replace(by_feedback, confirmations=[last])).sections[0]
     assert isinstance(promise, Text) and told in promise.body
 
 
 @pytest.mark.parametrize("kept", [lambda s: s.allowed, lambda s: not s.allowed, lambda s: False], ids="ynx")
-def test_colours_of_the_steps_keep_their_meaning_where_one_kind_is_missing(tmp_path: Path, kept: Any) -> None:
-    done = found(tmp_path, strategy="feedback")
-    done = replace(done, steps=[s for s in done.steps if kept(s)], front=[], confirmations=[])
+def test_colours_of_the_steps_keep_their_meaning_where_one_kind_is_missing(
+    kept: Any, by_feedback: AdaptiveResult
+) -> None:
+    done = replace(by_feedback, steps=[s for s in by_feedback.steps if kept(s)], front=[], confirmations=[])
     chart = path_chart(done, "parameters")
     assert [series.name for series in chart.panels[0].series][:2] == ["allowed", "not allowed"]
     page = to_html(Document("t", [chart]))
     assert page.count("<svg") == 1 or not done.steps  # without steps the chart may be left out, but not fail
 
 
-def test_where_time_was_to_be_saved_the_steps_are_drawn_as_the_metric_over_milliseconds(tmp_path: Path) -> None:
-    done = found(tmp_path, strategy="feedback")
+def test_where_time_was_to_be_saved_the_steps_are_drawn_as_the_metric_over_milliseconds(
+    by_feedback: AdaptiveResult,
+) -> None:
+    done = by_feedback
     how = TimingOptions(1, "CPUExecutionProvider")
     whole, small = (Latency(np.full(9, ms), how) for ms in (4.0, 3.0))
     timed = SimpleNamespace(speed=SimpleNamespace(pair=TimedPair(small, whole, Speedup(4 / 3, 1.3, 1.4))))
