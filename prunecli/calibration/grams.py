@@ -42,8 +42,8 @@ adds, and layers of 11,008 inputs have a Gram matrix of half a gigabyte so."""
 @dataclass
 class Equations:
     """Sums over positions, per batch of the weight: `gram` X X^T (batch, K, K), `cross` Y X^T (batch, rows, K), `x` and
-    `y` the sums of X and Y, `squares` of Y^2, all float64 but for matrices that are `LARGE`; `count` of positions,
-    or the sum of their weights."""
+    `y` the sums of X and Y, `squares` of Y^2, all float64 but for matrices that are `LARGE`; `count`: the sum of the
+    weights of `positions`, which are 1 unless they are given."""
 
     gram: Array
     cross: Array
@@ -51,6 +51,7 @@ class Equations:
     y: Array
     squares: Array
     count: float = 0
+    positions: int = 0
 
     @classmethod
     def empty(cls, batch: int, rows: int, size: int) -> Equations:
@@ -60,16 +61,15 @@ class Equations:
 
     def add(self, columns: Array, targets: Array, weights: Array | None = None) -> None:
         """columns (batch, K, R), targets (batch, rows, R), float32; weights (R,) of the positions."""
-        if columns.shape[0] == 1 and columns.shape[1] >= APART and weights is None:
-            self.add_inputs(columns)
-            self.add_targets(columns, targets)
-            return
         batch, size, count = columns.shape
-        left = np.concatenate([columns, np.ones((batch, 1, count), np.float32)], axis=1)
+        ones = np.ones(count, np.float32) if weights is None else np.sqrt(weights, dtype=np.float32)
         if weights is not None:
-            root = np.sqrt(weights, dtype=np.float32)
-            left *= root
-            targets = targets * root
+            columns, targets = columns * ones, targets * ones
+        if batch == 1 and size >= APART:
+            self.add_inputs(columns, ones)
+            self.add_targets(columns, targets, ones)
+            return
+        left = np.concatenate([columns, np.broadcast_to(ones, (batch, 1, count))], axis=1)
         right = np.concatenate([left, targets], axis=1)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities of both signs: `check` tells
             found = np.matmul(left, right.swapaxes(1, 2)) if batch > 1 else products(left[0], right[0])[None]
@@ -78,25 +78,30 @@ class Equations:
             self.cross += found[:, :size, size + 1 :].swapaxes(1, 2)
             self.y += found[:, size, size + 1 :]
             self.squares += np.einsum("bij,bij->bi", targets, targets, dtype=np.float64)
-        self.count += count if weights is None else float(weights.sum(dtype=np.float64))
+        self._count(ones)
 
-    def add_inputs(self, columns: Array) -> None:
-        """The sums of X alone, of one matrix: those that layers which read the same share."""
+    def add_inputs(self, columns: Array, ones: Array) -> None:
+        """The sums of X alone, of one matrix: those that layers which read the same share. `ones`: what a constant
+        input of 1 is where columns are multiplied by roots of weights."""
         with np.errstate(over="ignore", invalid="ignore"):
             _add_product(self.gram[0], columns[0], columns[0])
-            self.x[0] += columns[0].sum(axis=1, dtype=np.float64)
-        self.count += columns.shape[2]
+            self.x[0] += _summed_over(columns[0], ones)
+        self._count(ones)
 
-    def add_targets(self, columns: Array, targets: Array) -> None:
+    def add_targets(self, columns: Array, targets: Array, ones: Array) -> None:
         """The sums of Y, of one matrix."""
         with np.errstate(over="ignore", invalid="ignore"):
             _add_product(self.cross[0], targets[0], columns[0])
-            self.y[0] += targets[0].sum(axis=1, dtype=np.float64)
+            self.y[0] += _summed_over(targets[0], ones)
             self.squares[0] += np.einsum("ij,ij->i", targets[0], targets[0], dtype=np.float64)
+
+    def _count(self, ones: Array) -> None:
+        self.count += float(np.square(ones, dtype=np.float64).sum())
+        self.positions += len(ones)
 
     def with_inputs_of(self, other: Equations) -> Equations:
         """These sums with those of X of another layer, which read the same."""
-        return replace(self, gram=other.gram.copy(), x=other.x.copy(), count=other.count)
+        return replace(self, gram=other.gram.copy(), x=other.x.copy(), count=other.count, positions=other.positions)
 
     def inputs(self) -> Equations:
         """A copy of the sums of X alone."""
@@ -108,6 +113,7 @@ class Equations:
             for name in ("gram", "cross", "x", "y", "squares"):
                 getattr(self, name).__iadd__(getattr(other, name))
         self.count += other.count
+        self.positions += other.positions
         return self
 
     def check(self, name: str) -> None:
@@ -120,13 +126,13 @@ class Equations:
     @property
     def spread(self) -> float:
         """The variances of Y, summed."""
-        n = max(self.count, 1)
+        n = self.count or 1
         return float(np.maximum(self.squares / n - np.square(self.y / n), 0.0).sum())
 
     def problem(self, batch: int, intercept: bool, rows: Array | slice = slice(None), *, last: bool = False) -> Problem:
         """The least-squares problem of one matrix of the weight, or of some rows of it; with an intercept, after taking
         it out. The `last` one that is asked for takes the place of the sums, which are as large."""
-        n = max(self.count, 1)
+        n = self.count or 1
         gram, cross = self.gram[batch], self.cross[batch, rows]
         gram = np.divide(gram, n, out=gram if last else None)
         cross = np.divide(cross, n, out=cross if last else None)
@@ -136,7 +142,7 @@ class Equations:
             subtract_product(gram, x, x)
             subtract_product(cross, y, x)
             squares -= y * y
-        return Problem(gram, cross, np.maximum(squares, 0.0), x=x, y=y, count=n)
+        return Problem(gram, cross, np.maximum(squares, 0.0), x=x, y=y, count=max(self.positions, 1))
 
     def problems(self, intercept: bool) -> Problem:
         """The same of all matrices at once, as arrays with an axis of theirs before the others: depthwise kernels are
@@ -145,13 +151,19 @@ class Equations:
             one = self.problem(0, intercept)
             names = ("gram", "cross", "squares", "x", "y")
             return replace(one, **{name: getattr(one, name)[None] for name in names})
-        n = max(self.count, 1)
+        n = self.count or 1
         gram, cross, squares, x, y = (each / n for each in (self.gram, self.cross, self.squares, self.x, self.y))
         if intercept:
             gram -= x[:, :, None] * x[:, None, :]
             cross -= y[:, :, None] * x[:, None, :]
             squares -= y * y
-        return Problem(gram=gram, cross=cross, squares=np.maximum(squares, 0.0), x=x, y=y, count=n)
+        return Problem(gram, cross, np.maximum(squares, 0.0), x=x, y=y, count=max(self.positions, 1))
+
+
+def _summed_over(array: Array, ones: Array) -> Array:
+    """(rows, R) summed over R with the factors `ones`."""
+    found: Array = np.einsum("ij,j->i", array, ones, dtype=np.float64)
+    return found
 
 
 def _add_product(sums: Array, left: Array, right: Array) -> None:
@@ -210,6 +222,11 @@ class Folds:
             self.held += other.held
         return self
 
+    @property
+    def positions(self) -> int:
+        """All that were added."""
+        return self.fitted.positions + (0 if self.held is None else self.held.positions)
+
     def whole(self) -> Equations:
         """All samples, added up in place: none are held out from then on."""
         if self.held is not None:
@@ -221,14 +238,14 @@ class Folds:
 @dataclass(frozen=True)
 class Problem:
     """Minimise |W X - Y|^2 / R over W (rows, K). `gram` (K, K), `cross` (rows, K); `squares` (rows,): the error of
-    W = 0; `x` (K,), `y` (rows,): means; `count`: R."""
+    W = 0; `x` (K,), `y` (rows,): means; `count`: how many positions."""
 
     gram: Array
     cross: Array
     squares: Array
     x: Array
     y: Array
-    count: float
+    count: int
 
     def error(self, weights: Array) -> Array:
         """|W X - Y|^2 / R per row."""
@@ -285,7 +302,7 @@ def collect(
     for positions in places:
         columns, targets = found.columns(data, wanted.shape, positions), found.targets(wanted, positions)
         if known:
-            into.add_targets(columns, targets)
+            into.add_targets(columns, targets, np.ones(len(positions), np.float32))
         else:
             into.add(columns, targets, None if weights is None else weights[positions])
 

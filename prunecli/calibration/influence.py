@@ -75,7 +75,7 @@ class Influence:
         """Of the outputs of layers of a model in working form whose channels lie along the last axis, so that positions
         are tokens. Of images and features that lie otherwise none is left out: a Relu may close all channels of a
         place, whose gradient is zero then though a fit could open it."""
-        axes = {use.output: use.channel for layer in layers for use in layer.uses if use.channel == -1}
+        axes = {use.result: use.channel for layer in layers for use in layer.uses if use.channel == -1}
         if not axes or not feeds:
             return cls()
         some = _few(model, [feeds[n] for n in sorted({*np.linspace(0, len(feeds) - 1, BATCHES).astype(int).tolist()})])

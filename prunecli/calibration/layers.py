@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
+from prunecli.calibration.mixtures import GATE
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.constants import INTERFACE, Constant, behind, is_constant
 from prunecli.model.graphs import add_constant, reads, refill
@@ -260,7 +261,7 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
 
 
 def _contractions(uses: Iterable[Use]) -> tuple[Contraction, ...]:
-    return tuple(found for use in uses if (found := use.contraction) is not None)
+    return tuple(replace(found, gate=use.node.meta.get(GATE)) for use in uses if (found := use.contraction) is not None)
 
 
 def _own_offset(use: Use, found: Contraction, size: int) -> Offset | None:

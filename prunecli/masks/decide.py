@@ -386,6 +386,24 @@ class Masked(Decision):
         return super().apply(array) if self.values is None else self.values
 
 
+@dataclass(frozen=True)
+class Joined(Decision):
+    """A weight whose parts along its first axis, such as the matrices of experts, are decided on one by one."""
+
+    parts: Sequence[Decision]
+
+    @property
+    def values(self) -> Array | None:
+        found = [part.values for part in self.parts]
+        return None if any(each is None for each in found) else np.stack(found)  # type: ignore[arg-type]
+
+    def drop(self, array: Array) -> Mask:
+        return np.stack([part.drop(each) for part, each in zip(self.parts, array, strict=True)])
+
+    def apply(self, array: Array) -> Array:
+        return np.stack([part.apply(each) for part, each in zip(self.parts, array, strict=True)])
+
+
 def check_finite(name: str, array: Array) -> None:
     """Raises PruneError if a value is NaN or infinite."""
     limit = key_format(array.dtype).limit

@@ -43,6 +43,15 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """`value` has for each position of a layer the factor by which what comes out is multiplied further on; `total` is
+    what that is added to, of the same positions."""
+
+    value: str
+    total: str
+
+
+@dataclass(frozen=True)
 class Contraction:
     """How a node multiplies a weight with data: output = weight . columns(data) + constant.
 
@@ -58,6 +67,7 @@ class Contraction:
         rank: of the output, None if it is that of the data.
         bias: the node's input that is added to every row, None if there is none.
         bias_place: the node's input at which something may be added to every row, None if there is no such.
+        gate: an error at a position counts its square; None: all count the same.
     """
 
     data: str
@@ -69,6 +79,12 @@ class Contraction:
     rank: int | None = None
     bias: int | None = None
     bias_place: int | None = None
+    gate: Gate | None = None
+
+    @property
+    def result(self) -> str:
+        """The value whose positions tell which of the layer's are of any use."""
+        return self.output if self.gate is None else self.gate.total
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from prunecli.calibration.importance import LEAST, Importance
 from prunecli.calibration.influence import EVERYWHERE, Influence
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
+from prunecli.calibration.mixtures import Mixtures, restate
 from prunecli.errors import OutOfMemoryError, PruneError
 from prunecli.masks.allocations import LossCurve
 from prunecli.masks.decide import Recipe, decide
@@ -86,7 +87,8 @@ WHOLE = Part(0, 0)
 @dataclass
 class CalibratedLayers:
     """The layers of a model that can be fitted, in the order in which it runs, and what they read and should give on
-    the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
+    the samples. `names`: of the stored tensors, `mixtures`: in which of them several layers lie; `left`: what cannot be
+    fitted; `fixed`: vectors that stay as they are; `original`: the working form of the file;
     `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do; `part`: of
     the batches, where others are run elsewhere; `inputs`: sums of what the last layer read, and what they are of;
     `importance`: of errors of their outputs; `influence`: which positions of these count at all."""
@@ -96,6 +98,8 @@ class CalibratedLayers:
     feeds: Sequence[Mapping[str, Any]]
     way: Way
     store: Store
+    names: Sequence[str]
+    mixtures: Mixtures
     all: list[LinearLayer]
     left: list[Skipped]
     fixed: frozenset[str]
@@ -113,9 +117,11 @@ class CalibratedLayers:
         fixed: frozenset[str],
     ) -> CalibratedLayers:  # fmt: skip
         """Of the stored tensors `names` of the main graph."""
-        original = working_form(file.ir)
-        layers, left = fittable(file, original, names, fixed=fixed)
-        return cls(file=file, original=original, feeds=feeds, way=way, store=store, all=layers, left=left, fixed=fixed)
+        found = Fittable.of(file, names, fixed)
+        return cls(
+            file=file, original=found.model, feeds=feeds, way=way, store=store, names=names, mixtures=found.mixtures,
+            all=found.layers, left=found.left, fixed=fixed,
+        )  # fmt: skip
 
     def walk(self, model: ir.Model | None = None, keep: Iterable[str] | None = ()) -> Walk:
         """A run of the original, or of another model, from its start. `keep`: see `Walk`."""
@@ -123,8 +129,8 @@ class CalibratedLayers:
 
     def student(self) -> tuple[ir.Model, list[LinearLayer]]:
         """A copy to be pruned, and its layers."""
-        model = working_form(self.file.ir)
-        return model, fittable(self.file, model, [layer.weight.holder.name for layer in self.all], fixed=self.fixed)[0]
+        found = Fittable.of(self.file, self.names, self.fixed)
+        return found.model, found.layers
 
     def weigh(self) -> None:
         """Measure how far errors of each layer's output move those of the model, and at which positions they do at all.
@@ -151,8 +157,12 @@ class CalibratedLayers:
         return size / size.mean() if size.any() else np.ones_like(size)
 
     def ridge(self, layer: LinearLayer, folds: Folds, recover: Recover, density: float) -> RidgeChoice | None:
-        """The ridge that held-out samples choose; None without any."""
-        if folds.held is None or not folds.held.count:
+        """The ridge that held-out samples choose; None without any, or where there are none beside them: all are fitted
+        on then."""
+        if folds.held is None:
+            return None
+        if not (folds.held.positions and folds.fitted.positions):
+            folds.whole()
             return None
         batch, rows = layer.shape[:2]
         some = spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
@@ -214,10 +224,7 @@ class CalibratedLayers:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
                     target = _plus(target, off, layer.affine()[0].reshape(-1))
                 into = folds.side(is_held(place, part.batches))
-                weights, count = None, use.positions(target.shape)
-                places = self.influence.places(use.output, self.feeds[number], count)
-                if self.importance is not None:
-                    weights = self.importance.of_positions(use, number, count, places=places)
+                places, weights = self._weighed(use, given, number, count=use.positions(target.shape))
                 collect(
                     use, picker.pick(places), into, data=given.read(use.data, number), wanted=target, known=known,
                     weights=weights,
@@ -225,6 +232,18 @@ class CalibratedLayers:
         if key is not None and not known:
             self.inputs = key, folds.inputs()
         return folds
+
+    def _weighed(self, use: Contraction, given: Walk, number: int, count: int) -> tuple[Array, Array | None]:
+        """Those of so many positions of a batch at which an error counts anything, and for every position how much;
+        None: all the same."""
+        places = self.influence.places(use.result, self.feeds[number], count)
+        weights = None
+        if self.importance is not None:
+            weights = self.importance.of_positions(use, number, count, places=places)
+        if use.gate is not None:
+            gates = np.square(given.read(use.gate.value, number), dtype=np.float32).reshape(-1)
+            places, weights = places[gates[places] > 0], gates if weights is None else gates * weights
+        return places, weights
 
     def _shares(self, layer: LinearLayer, given: Walk) -> tuple[object, ...] | None:
         """What names the sums of a layer's inputs, where another layer has the same: queries, keys and values, or both
@@ -235,14 +254,14 @@ class CalibratedLayers:
         plain = layer.node.op_type == "MatMul" and len(layer.uses) == matrices == taps == 1
         if not plain or cols < APART or len(alike) < 2 or self.importance is not None:  # each weighs positions anew
             return None
-        rule = self.influence.rules.get(use.output)
+        rule = self.influence.rules.get(use.result)
         return id(given), use.data, use.channel, cols, max(cols, rows) * cols > LARGE, self.way.per_unknown, rule
 
     def reach(self, use: Contraction, wanted: Walk, given: Walk, others: str | None) -> None:
         """Let the walks come to where a layer is read."""
         extra = [] if others is None else [others]
         assert use.output is not None
-        given.reach([use.data, *extra])
+        given.reach([use.data, *extra, *([] if use.gate is None else [use.gate.value])])
         wanted.reach([use.data, use.output, *extra])
 
     def contents(
@@ -269,8 +288,8 @@ class CalibratedLayers:
         """Let the walks go of what `sums` asked for."""
         for walk in walks:
             for use in layer.uses:
-                walk.release(use.data)
-                walk.release(use.output or "")
+                for name in (use.data, use.output, *([] if use.gate is None else [use.gate.value])):
+                    walk.release(name or "")
 
     def choose(self, layer: LinearLayer, tasks: Sequence[FitTask], amount: int) -> list[Array | Quota]:
         """Which weights go when `amount` of them do: per matrix a mask, or a number where the method chooses itself."""
@@ -307,12 +326,18 @@ class CalibratedLayers:
     def lowest(self, layer: LinearLayer, scores: Array, amount: int) -> Array:
         """(matrices, rows, K): the `amount` weights of the least scores, which have the layer's shape, as the pattern
         allows."""
-        method, pattern = self.way.method, self.way.pattern
+        return self._least(layer, self.way.method.criterion or "obs", layer.stored(scores), amount=amount)
+
+    def smallest(self, layer: LinearLayer, amount: int) -> Array:
+        """The same by magnitude."""
+        return self._least(layer, "l1", None, amount=amount)
+
+    def _least(self, layer: LinearLayer, criterion: str, evidence: Array | None, amount: int) -> Array:
+        pattern = self.way.pattern
         sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size
         scope = None if isinstance(pattern, Windows) else "row" if self.way.by_row else "layer"
-        recipe = Recipe(pattern.text, scope, method.criterion or "obs", sparsity=sparsity)
-        array = layer.weight.array()
-        drop = decide([target_of(layer.weight, layer.stored(scores))], recipe)[0].drop(array)
+        recipe = Recipe(pattern.text, scope, criterion, sparsity=sparsity)
+        drop = decide([target_of(layer.weight, evidence)], recipe)[0].drop(layer.weight.array())
         return layer.matrices(drop.astype(np.float32)) > 0
 
     def fitted(self, tasks: Sequence[FitTask], chosen: Sequence[Array | Quota], recover: Recover) -> list[Fitted]:
@@ -324,17 +349,32 @@ class CalibratedLayers:
         ]
 
 
-def fittable(
-    file: Model, work: ir.Model, names: Sequence[str], fixed: frozenset[str]
-) -> tuple[list[LinearLayer], list[Skipped]]:
-    """Of the stored tensors `names` of the main graph; of vectors, those that the file stores and that are not `fixed`
-    may move."""
-    found = find_weights(replace(file, ir=work))
-    held = {w.holder.name: w for w in found.prunable if w.holder.graph is work.graph}
-    layers, left = layers_of(work, [held[name] for name in names if name in held])
-    vectors = {w.holder.name for w in found.others} - fixed
-    left += [Skipped(name, HIDDEN) for name in names if name not in held]
-    return [layer.moving_only(vectors) for layer in layers], left
+@dataclass(frozen=True)
+class Fittable:
+    """A working form of a file, in which each matrix of a mixture is a layer, with the layers that can be fitted, and
+    why other stored tensors cannot."""
+
+    model: ir.Model
+    mixtures: Mixtures
+    layers: list[LinearLayer]
+    left: list[Skipped]
+
+    @classmethod
+    def of(cls, file: Model, names: Sequence[str], fixed: frozenset[str]) -> Fittable:
+        """Of the stored tensors `names` of the main graph; of vectors, those that the file stores and that are not
+        `fixed` may move."""
+        model = working_form(file.ir)
+        mixtures = restate(model)
+        found = find_weights(replace(file, ir=model))
+        held = {w.holder.name: w for w in found.prunable if w.holder.graph is model.graph}
+        asked = mixtures.names(names)
+        layers, left = layers_of(model, [held[name] for name in asked if name in held])
+        vectors = {w.holder.name for w in found.others} - {*mixtures.names(fixed)}
+        left += [Skipped(name, HIDDEN) for name in asked if name not in held]
+        reasons = {mixtures.whole(skip.name): skip.reason for skip in left}
+        reasons |= {name: reason for name, reason in mixtures.left.items() if name in reasons}
+        left = [Skipped(name, reason) for name, reason in reasons.items()]
+        return cls(model, mixtures, [layer.moving_only(vectors) for layer in layers], left)
 
 
 def _stacked(arrays: Sequence[Array]) -> Array:
@@ -383,18 +423,28 @@ PROBED = (1, 2)
 """Of those, at which it is measured how much reaches the outputs."""
 
 
+def unreached(layer: LinearLayer, folds: Folds) -> bool:
+    """Whether a layer is of an expert that is given no position of the samples."""
+    return layer.found.gate is not None and not folds.positions
+
+
 def scored(layers: CalibratedLayers, progress: Progress) -> Iterator[tuple[LinearLayer, Array]]:
-    """What the method's criterion needs of each weight, layer by layer, as the original model runs."""
+    """What the method's criterion needs of each weight, layer by layer, as the original model runs; nothing of those of
+    which no sample tells."""
     walk, way = layers.walk(), layers.way
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
-        tasks = list(layers.tasks(layer, layers.sums(layer, walk, walk).whole()))
+        folds = layers.sums(layer, walk, walk)
         layers.release(layer, walk)
+        if unreached(layer, folds):
+            continue
+        tasks = list(layers.tasks(layer, folds.whole()))
         yield layer, layer.stored(scores(way.method.evidence, tasks, way.pattern, workers=way.workers))
     walk.close()
 
 
-def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list[LossCurve]:
-    """What the outputs lose when one layer alone is pruned, for each layer, on samples that it was not fitted on."""
+def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list[LossCurve | None]:
+    """What the outputs lose when one layer alone is pruned, for each layer, on samples that it was not fitted on; None
+    of those of which no sample tells."""
     levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
     with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
     way = layers.way
@@ -402,10 +452,14 @@ def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list
     quick = replace(layers, way=rough, quick=True)
     walk = layers.walk(keep=None)
     probe = Probe.of(walk, looked_at(layers.original.graph.outputs), walk.batches)
-    found = []
+    found: list[LossCurve | None] = []
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
         own = walk if len(layer.uses) == 1 else layers.walk()  # what lies between its uses is still to come
         folds = quick.sums(layer, own, own)
+        if unreached(layer, folds):
+            layers.release(layer, own)
+            found.append(None)
+            continue
         ridge = quick.ridge(layer, folds, "bias", density=levels[len(levels) // 2])
         some = quick.rows_to_estimate(layer)
         tasks = list(layers.tasks(layer, folds.fitted, ridge, rows=some))

@@ -22,10 +22,12 @@ from prunecli.reconstruct.fit import (
 )
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.types import Progress
-from prunecli.zeros.calibrated import CalibratedLayers
+from prunecli.zeros.calibrated import CalibratedLayers, unreached
 
 Solved = tuple[Masked, Array | None, dict[str, float]]
 """A weight as it will be saved, the vector beside it if that moves, and what is reported."""
+TOKENS = "tokens"
+"""What is reported of an expert's layer: positions that it was fitted on; none: its weights go by magnitude."""
 
 
 @dataclass
@@ -49,11 +51,14 @@ class Solve:
             layers.scores[layer.name] = self.scores
         amount = self.goes if isinstance(self.goes, int) else int(np.count_nonzero(self.goes))
         folds = self.take()
+        tokens = {} if layer.found.gate is None else {TOKENS: float(folds.positions)}
+        if unreached(layer, folds):
+            return _as_it_is(layers, layer, self.goes), None, tokens
         ridge = layers.ridge(layer, folds, layers.way.recover, density=1 - amount / max(layer.weight.size, 1))
         tasks = list(layers.tasks(layer, folds.whole(), ridge, last=True))
         del folds
         best = layers.fitted(tasks, _picked(layers, layer, tasks, amount=self.goes), layers.way.recover)
-        return *_contents(layers, layer, best), _report(tasks, best, ridge)
+        return *_contents(layers, layer, best), _report(tasks, best, ridge) | tokens
 
 
 class LayerSums(Protocol):
@@ -169,6 +174,13 @@ def _picked(
         layers.scores.pop(layer.name, None)
         return layers.choose(layer, [task.optimum() for task in tasks], amount)
     return layers.choose(layer, tasks, amount)
+
+
+def _as_it_is(layers: CalibratedLayers, layer: LinearLayer, goes: int | Array) -> Masked:
+    """The smallest weights at zero, or those that are named, the others as they are."""
+    drop = layers.smallest(layer, goes) if isinstance(goes, int) else layer.matrices(goes) > 0
+    array = layer.weight.array()
+    return Masked.rewritten(array, layer.stored(drop), array.dtype)
 
 
 def _shared(layers: CalibratedLayers, mine: Sequence[LinearLayer], done: Container[str]) -> dict[str, Folds]:

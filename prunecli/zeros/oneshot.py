@@ -20,11 +20,12 @@ from prunecli._version import __version__
 from prunecli.arrays import Array
 from prunecli.calibration.fitted import LayerJournal, identity_of
 from prunecli.calibration.layerwise import Store
+from prunecli.calibration.mixtures import Mixtures
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, some
 from prunecli.masks.allocations import ALLOCATIONS, LayerSize
-from prunecli.masks.decide import Decision, Recipe, decide
+from prunecli.masks.decide import Decision, Joined, Masked, Recipe, decide
 from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.model import Model, Weight, find_weights
 from prunecli.options.training import DISTILL
@@ -39,7 +40,7 @@ from prunecli.types import Json, Progress, Skipped, no_progress
 from prunecli.verify.prove import RUN_UP_TO
 from prunecli.workers import InProcesses, InThisProcess, OnCluster, Workers
 from prunecli.zeros.calibrated import CalibratedLayers, Way, losses, scored
-from prunecli.zeros.layer_by_layer import LayerSums, LayerWalks, pruned
+from prunecli.zeros.layer_by_layer import TOKENS, LayerSums, LayerWalks, pruned
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import Fitting, OneshotOptions
 from prunecli.zeros.result import MagnitudeResult
@@ -106,7 +107,8 @@ class Oneshot:
             known = {w.name: d for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
             masks = {w.holder.name: known[w.name].drop(w.array()) for w in planned.choice.chosen}
             with self._journal(layers, sorted(masks), *(masks[name] for name in sorted(masks))) as journal:
-                done = self._fitted(planned.choice, layers, masks, journal=journal, progress=progress,
+                chosen = layers.mixtures.divided(masks)
+                done = self._fitted(planned.choice, layers, chosen, journal=journal, progress=progress,
                                     by_value=lambda weight: known[weight.name])  # fmt: skip
         asked = about(data) | {"recover": way.recover}
         return replace(done, recipe=planned.recipe | asked, notes=[*done.notes, *cautions(data)], feed=first_feed(data))
@@ -190,8 +192,8 @@ class Oneshot:
             found = losses(layers, 1 - sparsity, progress)
             return name, [replace(size, losses=curve) for size, curve in zip(sizes, found, strict=True)], []
         try:
-            names = [layer.weight.name for layer in layers.all]
-            curves = weight_curves(layers.file, names)
+            names = [layers.mixtures.whole(layer.weight.name) for layer in layers.all]
+            curves = weight_curves(layers.file, list(dict.fromkeys(names)))
         except Undescribed as reason:
             return FALLBACK, sizes, [f"--allocate {FALLBACK} in place of predicted: {reason}"]
         return name, [replace(size, losses=curves[k]) for k, size in zip(names, sizes, strict=True)], []
@@ -210,9 +212,14 @@ class Oneshot:
         if isinstance(pattern, Windows):
             return {w.holder.name: round(w.size * (1 - pattern.keep / pattern.window)) for w in weights}
         rule, sparsity = ALLOCATIONS.get(allocation), recipe.sparsity or 0.0
-        if rule.losses is not None and any(size.losses is None for size in sizes):  # there is nothing to choose
-            rule = ALLOCATIONS.get("uniform")
-        return {w.holder.name: n for w, n in zip(weights, rule.amounts(sizes, sparsity), strict=True)}
+        even = dict(
+            zip((w.holder.name for w in weights), ALLOCATIONS.get("uniform").amounts(sizes, sparsity), strict=True)
+        )
+        told = [n for n, size in enumerate(sizes) if rule.losses is None or size.losses is not None]
+        if not told:  # there is nothing to choose
+            return even
+        found = rule.amounts([sizes[n] for n in told], sparsity)
+        return even | {weights[n].holder.name: amount for n, amount in zip(told, found, strict=True)}
 
     @contextmanager
     def _walks(self, layers: CalibratedLayers) -> Iterator[LayerSums]:
@@ -243,22 +250,54 @@ class Oneshot:
     ) -> Selection:  # fmt: skip
         """Prune and fit. `chosen`: by the stored tensor's name, see `pruned`; `by_value`: decides on weights that are
         not among the layers."""
-        graph = layers.file.ir.graph
-        by_name = {w.holder.name: w.name for w in choice.chosen if w.holder.graph is graph}
-        vectors = {w.holder.name: w for w in find_weights(layers.file).others if w.holder.graph is graph}
+        graph, mixtures = layers.file.ir.graph, layers.mixtures
         decisions: dict[str, Decision] = {}
-        moved: list[tuple[Weight, Decision]] = []
+        vectors: dict[str, Decision] = {}
         details: dict[str, Json] = {}
         with self._walks(layers) as walks:
             for layer, done in pruned(layers, walks, chosen, journal=journal, progress=progress):
-                name = by_name[layer.weight.holder.name]
+                name = layer.weight.holder.name
                 decisions[name], details[name] = done.weight, dict(done.details)
                 if (vector := done.moved) is not None and layer.offset is not None:
-                    moved.append((vectors[layer.offset.name], vector))
+                    vectors[layer.offset.name] = vector
+        held = {w.name: _joined(w, mixtures, decisions) for w in choice.chosen if w.holder.graph is graph}
+        others = [w for w in find_weights(layers.file).others if w.holder.graph is graph]
+        moved = [(w, one) for w in others if (one := _joined(w, mixtures, vectors)) is not None]
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
-        told += _too_few(details)
-        every = [decisions[w.name] if w.name in decisions else by_value(w) for w in choice.chosen]
-        return Selection(choice, every, {}, notes=told, moved=moved, details=details)
+        told += [*_too_few(details), *_without_tokens(details)]
+        every = [held.get(w.name) or by_value(w) for w in choice.chosen]
+        said = {w.name: _details(w, mixtures, details) for w in choice.chosen if held.get(w.name)}
+        return Selection(choice, every, {}, notes=told, moved=moved, details=said)
+
+
+def _joined(weight: Weight, mixtures: Mixtures, found: Mapping[str, Decision]) -> Decision | None:
+    """What becomes of a stored tensor, by what became of its parts; those of which nothing is said stay as they are.
+    None where nothing is said of any."""
+    name = weight.holder.name
+    parts = mixtures.parts.get(name)
+    if parts is None:
+        return found.get(name)
+    if found.keys().isdisjoint(parts):
+        return None
+    array = weight.array()
+    return Joined([found.get(part) or _unchanged(each) for part, each in zip(parts, array, strict=True)])
+
+
+def _unchanged(array: Array) -> Masked:
+    return Masked(np.packbits(np.zeros(array.size, np.bool_)), array)
+
+
+def _details(weight: Weight, mixtures: Mixtures, found: Mapping[str, Json]) -> Json:
+    """What is reported of a stored tensor: of one that holds the matrices of experts, the mean error of those that were
+    fitted, and what is reported of each."""
+    name = weight.holder.name
+    parts = mixtures.parts.get(name)
+    if parts is None:
+        return found[name]
+    each = [found[part] for part in parts]
+    errors = [one["reconstruction_error"] for one in each if "reconstruction_error" in one]
+    mean = {"reconstruction_error": float(np.mean(errors))} if errors else {}
+    return {**mean, "experts": each}
 
 
 def _batch_size(data: Dataset) -> int:
@@ -278,12 +317,16 @@ def measured_scores(
     """
     method, form = Method(criterion, "", criterion, updates=False), parse_pattern(pattern)
     way = Way(method, form, "none", by_row=False, workers=1, seed=options.seed, start=options.execution.open)
-    names = {w.holder.name: w.name for w in chosen}
     with Store(options.memory_bytes) as store:
         layers, _ = Oneshot(options)._layers(file, chosen, way, store=store, progress=progress)
-        found = {names[layer.weight.holder.name]: each for layer, each in scored(layers, progress)}
+        found = {layer.weight.holder.name: each for layer, each in scored(layers, progress)}
+    parts = {w.name: layers.mixtures.names([w.holder.name]) for w in chosen}
+    told = {name: found.keys() & of for name, of in parts.items()}
+    some_only = [Skipped(name, UNREACHED) for name, of in parts.items() if 0 < len(told[name]) < len(of)]
+    whole = [w for w in chosen if len(told[w.name]) == len(parts[w.name])]
     choice = _measured(WeightChoice(list(chosen), [], []), layers, False)
-    return found, list(choice.skipped)
+    scores = {w.name: np.stack([found[part] for part in parts[w.name]]).reshape(w.shape) for w in whole}
+    return scores, [*choice.skipped, *some_only]
 
 
 def _by_magnitude(recipe: Recipe, weight: Weight) -> Decision:
@@ -294,7 +337,7 @@ def _by_magnitude(recipe: Recipe, weight: Weight) -> Decision:
 
 def _measured(choice: WeightChoice, layers: CalibratedLayers, fallback: bool) -> WeightChoice:
     """The choice without what has no evidence, unless that may fall back."""
-    fitted = {layer.weight.holder.name for layer in layers.all}
+    fitted = {layers.mixtures.whole(layer.weight.holder.name) for layer in layers.all}
     reasons = {skip.name: skip.reason for skip in layers.left}
     without = [w for w in choice.chosen if w.holder.name not in fitted or w.holder.name in reasons]
     if not layers.all and not fallback:
@@ -321,6 +364,18 @@ def _too_few(details: Mapping[str, Json]) -> list[str]:
     which = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     far = f"{len(names)} of {len(details)} layers err more than twice as much on held-out samples as on fitted ones"
     return [f"{far} ({which}): the samples are too few for them, and more calibration data would help"]
+
+
+UNREACHED = "some of its experts are given no token of the samples"
+
+
+def _without_tokens(details: Mapping[str, Json]) -> list[str]:
+    """A note on experts of which no sample tells."""
+    names = [name for name, one in details.items() if one.get(TOKENS) == 0]
+    if not names:
+        return []
+    said = f"{len(names)} matrices of experts that are given no token of the samples were zeroed by magnitude"
+    return [f"{said} ({some(names, 5)}): more calibration data would reach them"]
 
 
 def _notes(layers: CalibratedLayers, fallback: bool) -> list[str]:

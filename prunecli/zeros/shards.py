@@ -106,13 +106,12 @@ def shards_of(layers: CalibratedLayers, count: int, options: OneshotOptions, *, 
     small = sum(path.stat().st_size for path in paths) <= SENT
     files = portable(file.path) if sent and small else {}
     sha256 = hashlib.sha256(next(iter(files.values()))).hexdigest() if files else file.sha256
-    names = [layer.weight.holder.name for layer in layers.all]
     known = None if layers.importance is None else replace(layers.importance, store=Store(0))
     edges = [round(number * len(layers.feeds) / count) for number in range(count + 1)]
     name = f"{file.sha256}-{os.getpid()}-{time.time_ns()}"
     return [
         Shard(
-            name=f"{name}-{start}", path=file.path.resolve(), sha256=sha256, files=files, names=names,
+            name=f"{name}-{start}", path=file.path.resolve(), sha256=sha256, files=files, names=layers.names,
             fixed=layers.fixed, way=way, memory=layers.store.limit, part=Part(start, len(layers.feeds)),
             feeds=[dict(feed) for feed in layers.feeds[start:stop]], importance=known, influence=layers.influence,
         )

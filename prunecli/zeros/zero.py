@@ -76,9 +76,9 @@ class Zeroed:
 
     def _expected(self, array: Array) -> Array:
         """The same of floating-point values."""
-        decision = self.decision
-        kept = array if decision.values is None else decision.values
-        return np.where(decision.drop(array), np.zeros((), array.dtype), kept)
+        values = self.decision.values
+        kept = array if values is None else values
+        return np.where(self.decision.drop(array), np.zeros((), array.dtype), kept)
 
     def pruned(self, array: Array) -> Array:
         """`array`, the stored values, with the chosen elements zero."""
