@@ -242,7 +242,7 @@ class OneshotOptions(Fitting, Distributed, Resumed, QuantizedLast, ZeroingOption
     Layer by layer: what goes is chosen by its effect on the layer's output, and what stays makes up for it, on what
     the layers before, pruned by now, really give. Without --limit 512 samples drawn from --data are used. Weights of
     more than 512 MiB lose the same share of every layer unless --allocate says otherwise; with --state a run that was
-    cut short continues.
+    cut short continues. Each matrix of each expert of a mixture (MoE) is fitted on the tokens that reach that expert.
 
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
