@@ -27,11 +27,11 @@ from prunecli.model.constants import Constant, behind
 from prunecli.model.floating import stored_as
 from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.tensors import MappedTensor
-from prunecli.operators import MICROSOFT, Gate
+from prunecli.operators import MICROSOFT, PositionGate
 from prunecli.operators.attributes import UnreadableAttributeError, integer, number, text
 
 GATE = "prunecli.gate"
-"""Key in a node's `meta`: the `Gate` of the node's expert."""
+"""Key in a node's `meta`: the `PositionGate` of the node's expert."""
 MATRICES, BIASES = (2, 4, 6), (3, 5, 7)
 """Inputs of MoE: W1, W2, W3 (experts, rows, cols), and b1, b2, b3 (experts, rows)."""
 OLDEST = 13
@@ -159,7 +159,7 @@ class _Mixture:
         shares, total = self.shares(self.single(scores)), None
         for expert in range(self.experts):
             gate = self.op("Gather", shares, self.integers(self.experts - 1 - expert), axis=1)
-            given = self.expert(rows, expert, Gate(gate.name or "", node.outputs[0].name or ""))
+            given = self.expert(rows, expert, PositionGate(gate.name or "", node.outputs[0].name or ""))
             gated = self.op("Mul", given, gate)
             total = gated if total is None else self.op("Add", total, gated)
         assert total is not None
@@ -213,13 +213,13 @@ class _Mixture:
             return shares
         return self.op("Div", shares, self.op("ReduceSum", shares, self.integers(1), keepdims=1))
 
-    def expert(self, x: ir.Value, number: int, gate: Gate) -> ir.Value:
+    def expert(self, x: ir.Value, number: int, gate: PositionGate) -> ir.Value:
         """(tokens, hidden): what one expert gives."""
         first = self.product(x, 2, number, gate=gate)
         third = self.product(x, 6, number, gate=gate) if 6 in self.matrices else None
         return self.product(self.activated(first, third), 4, number, gate=gate)
 
-    def product(self, x: ir.Value, index: int, number: int, gate: Gate) -> ir.Value:
+    def product(self, x: ir.Value, index: int, number: int, gate: PositionGate) -> ir.Value:
         """x W^T + b with the matrix of one expert of input `index`."""
         bias = self.single(self.matrices[index + 1][number]) if index + 1 in self.matrices else None
         y = self.op("Gemm", x, self.single(self.matrices[index][number]), *([] if bias is None else [bias]), transB=1)

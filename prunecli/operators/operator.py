@@ -43,7 +43,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Gate:
+class PositionGate:
     """`value` has for each position of a layer the factor by which what comes out is multiplied further on; `total` is
     what that is added to, of the same positions."""
 
@@ -79,7 +79,7 @@ class Contraction:
     rank: int | None = None
     bias: int | None = None
     bias_place: int | None = None
-    gate: Gate | None = None
+    gate: PositionGate | None = None
 
     @property
     def result(self) -> str:

@@ -103,7 +103,8 @@ def test_equations_find_the_weight_again(tmp_path: Path, case: tuple[Any, ...]) 
     data = RNG.standard_normal((40, *x.shape[1:])).astype(np.float32)
     out = Session.open(built(tmp_path / "n.onnx", case[1], values, data.shape, case[4], case[5])).run({"x": data})["y"]
     sums = Equations.empty(batch, rows, taps * cols)
-    collect(found, Picker(1, taps * cols), sums, data, out + 3)
+    places = Picker(1, taps * cols).pick(np.arange(found.positions(out.shape)))
+    collect(found, places, sums, data=data, wanted=out + 3)
     problem = sums.problem(0, intercept=True)
     solved = np.linalg.solve(problem.gram, problem.cross.T).T
     matrix = weight.layout.canonical(values).reshape(rows, taps * cols)
