@@ -114,7 +114,7 @@ def _is_unfit(found: Constant | None, rank: int) -> str:
         return "a part of its mixture is a graph input too, so that a caller may feed other values"
     if not found.is_own:
         return "several mixtures share it, or it is an output of the model too"
-    return "its mixture is stored quantised" if stored_as(found.tensor) is not None else ""
+    return "its mixture is stored as integers, which are not fitted" if stored_as(found.tensor) is not None else ""
 
 
 def _fit_together(node: ir.Node, held: Mapping[int, Constant | None]) -> bool:
