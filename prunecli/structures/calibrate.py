@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from prunecli.arrays import Array
-from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_gradients
+from prunecli.calibration.gradients import Batches, GradientSamples, gates, looked_at, open_gradients
 from prunecli.calibration.grams import second_moments
 from prunecli.calibration.samples import run_size
 from prunecli.dependency.slices import WeightSlices
@@ -103,13 +104,14 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
 
 
 def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Measure:
-    """Return the damage of units on a quarter of the samples, at most MOST_HELD, after fitting on the others; the
+    """Return the damage of units on a quarter of the samples, at most `most_held`, after fitting on the others; the
     damage of several groups together is measured on fewer samples, after the refit that follows the cut."""
     from prunecli.structures.blocks import refitted_damage
     from prunecli.structures.damage import DamageSource, curves
     from prunecli.structures.recovery import calibration, joint_damage, recovery_method
 
-    data, _ = calibration(cuttable, cuttable.samples(options, progress), options, share=HELD_SHARE, most=MOST_HELD)
+    most_judges = most_held(looked_at(cuttable.work.graph.outputs), cuttable.shapes)
+    data, _ = calibration(cuttable, cuttable.samples(options, progress), options, share=HELD_SHARE, most=most_judges)
     fit, held = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
     groups = [group for group in cuttable.units.groups if group.kind != "block"]
     most = [group_limit(group, options.largest_ratio) for group in groups]
@@ -142,11 +144,20 @@ def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Meas
 
 
 HELD_SHARE = 4
-MOST_HELD = 96
+HELD_MOST, HELD_LEAST = 96, 32
 """Most samples on which the damage is measured: the model runs a few hundred times on each."""
+NUMBERS = 960
+"""Numbers in the outputs of the samples, above which fewer samples do: their squared errors are a mean over all."""
 JOINTLY_FITTED = 64
 """Samples on which a cut is fitted before its joint damage is measured: enough to tell good from bad, not to order
 nearly equal cuts."""
+
+
+def most_held(outputs: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return on how many samples the damage to the outputs is measured, at most."""
+    numbers = sum(math.prod(shapes[name][1:]) for name in outputs if name in shapes)
+    return min(max(NUMBERS // max(numbers, 1), HELD_LEAST), HELD_MOST)
+
 
 _MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
     "moments": _moments,

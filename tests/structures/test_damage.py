@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunecli.model import Dims
-from prunecli.structures.calibrate import measure
+from prunecli.structures.calibrate import measure, most_held
 from prunecli.structures.choose import Measurements
 from prunecli.structures.damage import DamageSource, UnitCurve, curves
 from prunecli.structures.options import StructuredOptions
@@ -107,3 +107,18 @@ def test_sums_mislead_where_the_whole_tells(tmp_path: Path) -> None:
             sums.append(found.damage[one.name][orders[0][number]] + found.damage[two.name][second])
             joint.append(found.joint(removed))
         assert sums[0] <= sums[1] and joint[0] > 1.5 * joint[1]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "count"),
+    [
+        ({"y": (1, 10)}, 96),
+        ({"y": (1, 20)}, 48),
+        ({"y": (1, 1000)}, 32),
+        ({"y": (1, 2), "z": (1, 14)}, 60),
+        ({"y": (8, 4, 4)}, 60),
+        ({}, 96),
+    ],
+)
+def test_few_samples_judge_where_each_has_many_outputs(shapes: dict[str, tuple[int, ...]], count: int) -> None:
+    assert most_held([*shapes, "unknown"], shapes) == count
