@@ -60,23 +60,25 @@ BROADCAST = Operator(demand=_broadcast)
 LIKE_FIRST = Operator(shapes=like_first)
 BIASED = Operator(role=at(bias=(1,)))
 
+EACH = replace(SAME, elementwise="first")
+
 register(
-    SAME,
+    EACH,
     """
-    Abs Cast CastLike Ceil Clip Dropout Elu Erf Exp Floor HardSigmoid HardSwish Identity LRN LeakyRelu Log
-    LogSoftmax LpNormalization Mish Neg QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softmax Softplus
-    Softsign Sqrt Tanh
+    Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Elu Erf Exp Floor
+    Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
+    Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
     """,
-)  # fmt: skip
+)
+register(SAME, "Dropout LRN LogSoftmax LpNormalization QuantizeLinear Softmax")
 register(BROADCAST, "Max Mean Min Pow Sum Where")
 register(replace(BROADCAST, role=_shift_role), "Add Sub")
 register(replace(BROADCAST, role=_scale_role), "Mul")
 register(replace(BROADCAST, role=_divide_role), "Div")
 register(replace(BROADCAST, role=at(norm=(1,))), "PRelu")
 
-register(replace(SAME, shapes=like_first), "Gelu QuickGelu", domain=MICROSOFT)
-register(replace(SAME, shapes=like_first, role=at(bias=(1,))), "FastGelu", domain=MICROSOFT)
-register(replace(BIASED, shapes=like_first), "BiasGelu", domain=MICROSOFT)
+register(replace(EACH, shapes=like_first), "Gelu QuickGelu", domain=MICROSOFT)
+register(replace(EACH, shapes=like_first, role=at(bias=(1,))), "BiasGelu FastGelu", domain=MICROSOFT)
 register(BIASED, "BiasDropout", domain=MICROSOFT)
 register(replace(BIASED, on_cpu=False), "BiasAdd", domain=MICROSOFT)
 register(
@@ -86,15 +88,6 @@ register(
 )
 register(LIKE_FIRST, "RotaryEmbedding", domain=MICROSOFT)
 
-amend(
-    """
-    Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Elu Erf Exp Floor
-    Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
-    Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
-    """,
-    elementwise="first",
-)
-amend("BiasGelu FastGelu Gelu QuickGelu", MICROSOFT, elementwise="first")
 amend(
     """
     Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod

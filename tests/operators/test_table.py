@@ -7,12 +7,16 @@ tests/calibration/test_moments.py; every table fails for an entry without a case
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
+from prunecli.model import concrete_shapes, load
 from prunecli.operators import MICROSOFT as MS
 from prunecli.operators import NO_DEMAND, OPERATORS, Demand, Operator, demand_of, named, operator_of, register
 from prunecli.operators.operator import UNKNOWN, DemandReading, amend, like_first, same_size
@@ -271,3 +275,18 @@ def test_more_can_be_said_of_an_operator(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_malformed_node_asks_nothing() -> None:
     reading = DemandReading(made("Pad", 1, {"pads": "text"}), 0, FOUR, [None], [np.zeros(1)])
     assert demand_of(reading) == NO_DEMAND
+
+
+@pytest.mark.parametrize("key", [key for key, entry in OPERATORS.items() if entry.elementwise == "first"], ids=str)
+def test_what_works_element_by_element_says_how_large_its_input_is(key: tuple[str, str]) -> None:
+    """Else a size of the output says nothing of what is before it, and a model of open sizes may be refused."""
+    assert OPERATORS[key].demand is same_size
+
+
+@pytest.mark.parametrize("op", ["Relu", "Celu", "Sin", "Swish", "ThresholdedRelu"])
+def test_open_channels_are_told_by_what_reads_behind(tmp_path: Path, op: str) -> None:
+    made = f"g (float[n, c, h, w] x) => (float[n, 8, h2, w2] y) {{ a = {op} (x)  y = Conv (a, k) }}"
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 24]> {made}')
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "k"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert concrete_shapes(load(tmp_path / "m.onnx")).inputs["x"][1] == 3
