@@ -189,6 +189,11 @@ class Options:
             if declared.field not in unless and values[declared.field] != declared.value(declared.default)
         ]
 
+    @classmethod
+    def fields_in(cls, section: str) -> frozenset[str]:
+        """Return the fields whose options are in a section of `--help`."""
+        return frozenset(one.field for one in declared_of(cls) if one.option.section == section)
+
 
 _DECLARED: dict[type[Options], tuple[Declared, ...]] = {}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prunecli.errors import PruneError
 from prunecli.inputs import SYNTHETIC
-from prunecli.options.declare import DATA, OUTPUT, REPORT, RUN, SELECT, Option, Options
+from prunecli.options.declare import DATA, OUTPUT, REPORT, RUN, SELECT, Option, Options, declared_of
 
 if TYPE_CHECKING:
     from prunecli.data import ImageOptions
@@ -401,3 +402,23 @@ class OutputNamed(Options):
         Option("the output that counts; default the first that fits the labels, where labels matter, else all", DATA,
                "NAME"),
     ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed(Options):
+    """A decision that was made before. `apart`: fields of the selection that say how it is carried out."""
+
+    apart: ClassVar[tuple[str, ...]] = ()
+
+    plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
+
+    @classmethod
+    def idle(cls, given: Collection[str]) -> frozenset[str]:
+        """With a plan nothing is selected."""
+        return super().idle(given) | (cls.fields_in(SELECT).difference(cls.apart) if "plan" in given else frozenset())
+
+    def check(self) -> None:
+        super().check()
+        others = {one.field for one in declared_of(type(self))} - self.fields_in(SELECT)
+        if self.plan is not None and (given := self.given(vars(self), *others, *self.apart)):
+            raise PruneError("--plan fixes what is pruned", f"leave out {', '.join(given)}")

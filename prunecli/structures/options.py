@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
@@ -17,6 +17,7 @@ from prunecli.options.groups import (
     CalibrationSamples,
     Chosen,
     QuantizedLast,
+    Replayed,
     Reporting,
     Resumed,
     Saving,
@@ -190,7 +191,7 @@ def _amount(text: str) -> Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
+class StructuredOptions(Replayed, Stepwise, QuantizedLast, CutOptions):
     """Remove channels, neurons and attention heads and rewrite the graph: smaller and faster as it is.
 
     Positions that are coupled go together, in every tensor they appear in. The result is proved in onnxruntime
@@ -215,13 +216,11 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
             SELECT,
         ),
     ] = None
-    plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
+    apart: ClassVar[tuple[str, ...]] = ("target",)
 
     def check(self) -> None:
         super().check()
         self._check_allocation()
-        if self.plan is not None and any(value is not None for value in self.amounts.values()):
-            raise PruneError("--plan fixes what is removed", "leave out --ratio, --macs, --params and --latency")
         assert self.plan is not None or self.budget is not None
 
     @property
@@ -243,8 +242,6 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
     def _check_allocation(self) -> None:
         if self.allocate is None:
             return
-        if self.plan is not None:
-            raise PruneError("--plan fixes what is removed", "leave out --allocate")
         if self.allocate == "loss":
             if self.source is None or self.criterion not in ("auto", "obs") or self.blocks_alone:
                 raise PruneError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import element_names
@@ -18,6 +18,7 @@ from prunecli.options.groups import (
     Distributed,
     OutputNamed,
     QuantizedLast,
+    Replayed,
     Reporting,
     Resumed,
     Running,
@@ -65,21 +66,19 @@ class OtherKinds(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, Shrinking, StoredPacked, Reporting, Sized):
+class ZeroingOptions(Replayed, Chosen, Patterned, Stepwise, Saving, Shrinking, StoredPacked, Reporting, Sized):
     """What magnitude, gradient and one-shot pruning take alike. `spreads`: measure the distributions that a report
     draws."""
 
     sparsity: Annotated[
         float | None, Option("fraction of the weights to zero, as 0.5 or 50%", SELECT, "S", read=parse_fraction)
     ] = None
-    plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
     save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
     spreads: bool = False
+    apart: ClassVar[tuple[str, ...]] = ("method", "fallback")
 
     def check(self) -> None:
         super().check()
-        if self.plan is not None and any(getattr(self, name, None) not in (None, (), "element") for name in FIXED):
-            raise PruneError("--plan fixes what is zeroed", "leave out --sparsity and all else under Selection")
         assert self.recipe is not None or self.plan is not None
 
     @property
@@ -95,9 +94,6 @@ class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, Shrinking, StoredPacke
             return None
         named: dict[str, Any] = {name: getattr(self, name, None) for name in ("scope", "criterion", "threshold")}
         return Recipe(pattern=self.pattern, sparsity=self.sparsity, seed=self.seed, **named)
-
-
-FIXED = ("pattern", "scope", "criterion", "sparsity", "threshold", "include", "exclude", "also", "allocate")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ BAD = [
     ("--sparsity 0.5 --dim width=2", "width", "batch"),
     ("--plan {folder}/none.json", "none.json", ""),
     ("--plan {model}", "is not JSON", "--save-plan"),
-    ("--plan {model} --sparsity 0.5", "--plan fixes what is zeroed", "Selection"),
+    ("--plan {model} --sparsity 0.5 --include x", "--plan fixes what is pruned", "leave out --sparsity, --include"),
 ]
 
 

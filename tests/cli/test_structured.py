@@ -71,6 +71,14 @@ def test_the_default_output_is_beside_the_model_and_never_overwritten(prune: Pru
     assert prune("structured", path, "--ratio", "0.5", "--recover", "none", "--force").code == 0
 
 
+OF_THE_SELECTION = [
+    ["--max-ratio", "0.1"], ["--exclude", "*"], ["--include", "x*"], ["--round-to", "7"], ["--criterion", "random"],
+    ["--granularity", "block"], ["--scope", "layer"], ["--steps", "3"], ["--allocate", "uniform"], ["--normalize", "mean"],
+    ["--damping", "0.5"],
+]  # fmt: skip
+"""Options that decide what a plan has decided."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -85,6 +93,7 @@ def test_the_default_output_is_beside_the_model_and_never_overwritten(prune: Pru
         (["--ratio", "0.5", "--scope", "nonsense"], "nonsense"),
         (["--ratio", "0.5", "--normalize", "nonsense"], "nonsense"),
         (["--ratio", "0.5", "--plan", "p.json"], "leave out --ratio"),
+        *((["--plan", "p.json", *given], f"leave out {given[0]}") for given in OF_THE_SELECTION),
         (["--plan", "absent.json"], "cannot read the plan"),
         (["--ratio", "0.5", "--dim", "Z=3"], "no dimension of that name"),
         (["--ratio", "0.5", "--labels", "y.npy"], "without data"),
