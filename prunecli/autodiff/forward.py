@@ -257,6 +257,7 @@ class _Copy:
 
     def _expand(self, node: ir.Node, inputs: list[ir.Value | None]) -> bool:
         """Copy the body of a standard operator without a rule that ONNX itself defines as a function."""
+        inputs = _with_mask(node, self.ops, inputs)
         body = _function_body(node, self.ops, inputs)
         if body is None:
             return False
@@ -284,6 +285,18 @@ def _single_precision(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if tensor.dtype not in _OTHER_FLOATS:
         return tensor
     return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+
+def _with_mask(node: ir.Node, ops: Ops, inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+    """The inputs of an Attention that has a past, with a mask of zeros where it has none: onnx cannot state the body
+    of a node that leaves out an input before the last."""
+    queries, keys, values, mask, past, *others = [*inputs, *[None] * 5][: max(len(inputs), 5)]
+    if (node.domain, node.op_type) != ("", "Attention") or mask is not None or past is None:
+        return inputs
+    assert queries is not None and keys is not None
+    length = ops.shape(keys)[-2] + ops.shape(past)[2]
+    zeros = ops.const(np.zeros((ops.shape(queries)[-2], length), np.float32))
+    return [queries, keys, values, zeros, past, *others]
 
 
 def _function_body(node: ir.Node, ops: Ops, inputs: Sequence[ir.Value | None]) -> ir.Model | None:

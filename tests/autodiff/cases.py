@@ -263,6 +263,8 @@ ATTENTION: list[Case] = [
     case("RotaryEmbedding", (2, 3, 4, 8), (5, 4), (5, 4), index([[0, 1, 2, 3], [1, 2, 3, 4]]), opset=23, label="opset 23"),
     case("RotaryEmbedding", (2, 4, 24), (2, 4, 4), (2, 4, 4), opset=23, num_heads=3, interleaved=1, label="opset 23, no positions"),
     case("Attention", (2, 4, 4, 8), (2, 2, 5, 8), (2, 2, 5, 8), opset=23, is_causal=1, softcap=2.0, label="opset 23, causal"),
+    case("Attention", (2, 4, 8), (2, 4, 8), (2, 4, 8), None, (2, 2, 3, 4), (2, 2, 3, 4), opset=23, q_num_heads=2, kv_num_heads=2, outputs=3,
+         label="opset 23, a past and no mask"),
     case("Attention", (2, 4, 24), (2, 5, 12), (2, 5, 12), (2, 1, 4, 5), opset=23, q_num_heads=4, kv_num_heads=2, scale=0.3, label="opset 23, grouped"),
 ]  # fmt: skip
 
