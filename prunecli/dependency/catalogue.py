@@ -38,7 +38,7 @@ Orders = Mapping[str, Sequence[Sequence[int]]]
 
 @dataclass(frozen=True)
 class Group:
-    """Units `first` .. `first + count - 1` of the catalogue.
+    """Units `first` .. `first + count - 1` of the catalogue; a residual block is a group of count 1.
 
     `axes` are the representatives of the axes touched (atom table) and `per_unit` the positions that one unit
     has on each; `weights` are the (initializer, axis) slices, of which the first gives the name. At least `least` of

@@ -37,7 +37,7 @@ from prunecli.structures.gradual import expand
 from prunecli.structures.latency import CutTimer as Timing
 from prunecli.structures.latency import layer_table, timed_widths
 from prunecli.structures.options import CutOptions
-from prunecli.structures.prunable import AnalysedAs, Cuttable, choose_groups, open_cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, LeftOut, choose_groups, open_cuttable
 from prunecli.structures.ranking import ranked
 from prunecli.structures.target import Budget
 from prunecli.structures.widths import Alignment
@@ -195,7 +195,7 @@ class StructurePruner(UnitSpace):
 
     @property
     def skipped(self) -> list[Skipped]:
-        return [Skipped(name, reason) for name, reason in self.left.items()]
+        return [Skipped(name, one.reason) for name, one in self.left.items()]
 
     def proxy(self, progress: Progress) -> Proxy:
         scores = self._scores(self.cuttable, "fisher", progress)
@@ -245,7 +245,7 @@ def _remaining(speed: MeasuredSpeed | None) -> Json | None:
     return {"remains": remains, "threads": speed.pair.model.how.threads, "speedup": gain.to_json()}
 
 
-def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:
+def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, LeftOut]]:
     """Analyse the model; return it, a mask over the groups that may be cut, and the reasons of the others.
 
     Each group is cut once alone, then all are cut together, so that no trial meets an axis that cannot follow.

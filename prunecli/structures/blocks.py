@@ -22,7 +22,7 @@ from prunecli.runtime import Session
 from prunecli.structures.choose import OutOfReachError, UnitRecipe
 from prunecli.structures.decision import Decided
 from prunecli.structures.options import CutOptions, StructuredOptions
-from prunecli.structures.prunable import Cuttable
+from prunecli.structures.prunable import Cuttable, LeftOut
 from prunecli.structures.target import Budget
 from prunecli.types import Json, Progress, no_progress
 
@@ -33,7 +33,7 @@ _FOREIGN = ("criterion", "normalize", "scope", "round_to", "target", "steps")
 
 
 def choose_blocks(
-    cuttable: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, str], recipe: Json,
+    cuttable: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, LeftOut], recipe: Json,
     progress: Progress,
 ) -> Decided:  # fmt: skip
     """Measure the blocks and choose.

@@ -137,7 +137,7 @@ def _result(
         groups=group_rows(cuttable, decided),
         layers=inspector.layers,
         frozen=cuttable.units.frozen,
-        left=[Skipped(name, reason) for name, reason in decided.left.items()],
+        left=[Skipped(name, one.reason) for name, one in decided.left.items()],
         verification=inspector.verification,
         notes=[*inspector.warnings, *cuttable.file.notes, *decided.notes, *cuttable.notes],
         latency=decided.latency,

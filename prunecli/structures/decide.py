@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, lo
 from prunecli.structures.decision import Decided, read_analysed_as
 from prunecli.structures.latency import CutTimer, LatencyTable, choose_for_latency, layer_table
 from prunecli.structures.options import CHANNELS, StructuredOptions
-from prunecli.structures.prunable import AnalysedAs, Cuttable, choose_groups, open_cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, LeftOut, choose_groups, open_cuttable
 from prunecli.structures.ranking import ranked
 from prunecli.structures.recovery import recovery_method, refits_on_pictures
 from prunecli.structures.target import Budget
@@ -169,14 +169,13 @@ def _recipe(options: StructuredOptions, how: AnalysedAs) -> Json:
     assert budget is not None
     unit = "_ms" if budget.kind == "latency" and budget.absolute else ""
     damping = ["damping"] if options.criterion == "pagerank" else []
-    target = ["target"] if options.round_to == AUTO else []
     allocate = ["allocate"] if options.allocate else []
     return {
         budget.kind + unit: budget.target,
         "granularity": options.structures,
         **options.recorded(["criterion", "normalize", "scope", *damping]),
         "max_ratio": options.largest_ratio,
-        **options.recorded(["round_to", *target]),
+        **options.recorded(["round_to", "target"]),
         "steps": options.step_count,
         **options.recorded(["seed", "include", "exclude", *allocate]),
         **({"data": options.source.text} if options.source else {}),
@@ -201,10 +200,12 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     return cuttable, Decided(removed, scores, recipe, left={})
 
 
-def nothing_to_cut(cuttable: Cuttable, left: Mapping[str, str]) -> PruneError:
+def nothing_to_cut(cuttable: Cuttable, left: Mapping[str, LeftOut]) -> PruneError:
     """Return the error with the most frequent reasons why nothing can be cut."""
     if left:
-        return PruneError(f"{_given(left.values())} nothing to cut", f"{len(left)} groups could be cut without that")
+        options = sorted({one.option for one in left.values()})
+        said = f"{' and '.join(options)} leave{'s' if len(options) == 1 else ''} nothing to cut"
+        return PruneError(said, f"{len(left)} groups could be cut without that")
     reasons = Counter(axis.reason for axis in cuttable.units.frozen)
     told = "; ".join(f"{reason} ({count} axes)" for reason, count in reasons.most_common(3))
     facts, assumed = cuttable.units.analysis.facts, cuttable.counted.assumed
@@ -222,10 +223,3 @@ def nothing_to_cut(cuttable: Cuttable, left: Mapping[str, str]) -> PruneError:
             ("use --granularity all", any(ALL in reason for reason in reasons)),
         ),
     )
-
-
-def _given(reasons: Iterable[str]) -> str:
-    """Return which of the two options excluded groups."""
-    told = " ".join(reasons)
-    named = [option for option in ("--include", "--exclude") if option in told]
-    return f"{' and '.join(named)} leave{'s' if len(named) == 1 else ''}"

@@ -21,7 +21,7 @@ from prunecli.model.shape_inference import Shape
 from prunecli.model.sizes import row_of
 from prunecli.structures.cut_plan import ANEW, positions_json
 from prunecli.structures.cut_reference import Forced
-from prunecli.structures.prunable import AnalysedAs, Cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, LeftOut
 from prunecli.types import Json, LayerRow
 
 MAX_ELEMENTS = 1 << 28
@@ -36,7 +36,7 @@ class Decided:
     removed: Array
     scores: Array
     recipe: Json
-    left: Mapping[str, str]
+    left: Mapping[str, LeftOut]
     notes: Sequence[str] = ()
     latency: Json | None = None
 
@@ -78,7 +78,7 @@ def group_rows(cuttable: Cuttable, decided: Decided) -> list[GroupRow]:
                 lowest=float(finite.min()) if finite.size else None,
                 highest=float(finite.max()) if finite.size else None,
                 touches=tuple(f"{name}[{axis}]" for name, axis in group.weights),
-                note=decided.left.get(group.name, group.approximation),
+                note=decided.left[group.name].reason if group.name in decided.left else group.approximation,
                 kept=mine[np.isfinite(mine) & ~gone].tolist(),
                 removed=mine[np.isfinite(mine) & gone].tolist(),
             )

@@ -38,7 +38,7 @@ from prunecli.structures.calibrate import measure as measure_evidence
 from prunecli.structures.choose import OutOfReachError, UnitRecipe, decide_units
 from prunecli.structures.decision import Decided
 from prunecli.structures.options import CutOptions, StructuredOptions, Widths
-from prunecli.structures.prunable import Cuttable, less
+from prunecli.structures.prunable import Cuttable, LeftOut, less
 from prunecli.structures.target import Budget
 from prunecli.structures.widths import Alignment, cpu_block
 from prunecli.types import Json, Progress
@@ -339,7 +339,7 @@ class BlockChooser:
 
 
 def choose_for_latency(
-    cuttable: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, str], recipe: Json,
+    cuttable: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, LeftOut], recipe: Json,
     progress: Progress,
 ) -> Decided:  # fmt: skip
     """Find units whose removal makes the model as fast as asked, as measured on this machine.

@@ -465,8 +465,16 @@ def analyse(model: str | Path, granularity: str = "channel,head", dims: Dims | N
     return open_cuttable(Path(model), AnalysedAs(granularity), dims or Dims()).units
 
 
-def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str]) -> tuple[Array, dict[str, str]]:
-    """(mask over groups that may be cut, group name -> why it may not).
+@dataclass(frozen=True)
+class LeftOut:
+    """Why a group may not be cut, and the option that says so."""
+
+    reason: str
+    option: str
+
+
+def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str]) -> tuple[Array, dict[str, LeftOut]]:
+    """Return a mask over the groups that may be cut, and of each of the others, by name, why it may not.
 
     A pattern matches names of nodes and initializers; a group is left alone if any of its members is excluded,
     or if `include` is given and none of them is included.
@@ -483,13 +491,13 @@ def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str
     for option, patterns in (("--include", include), ("--exclude", exclude)):
         for pattern in patterns:
             _check_pattern(option, pattern, known)
-    reasons: dict[str, str] = {}
+    reasons: dict[str, LeftOut] = {}
     for number, (group, names) in enumerate(zip(groups, members, strict=True)):
         excluded = _first_match(names, exclude)
         if excluded:
-            reasons[group.name] = f"{excluded} is left out by --exclude"
+            reasons[group.name] = LeftOut(f"{excluded} is left out by --exclude", "--exclude")
         elif include and not _first_match(names, include):
-            reasons[group.name] = "not matched by --include"
+            reasons[group.name] = LeftOut("not matched by --include", "--include")
         allowed[number] = group.name not in reasons
     return allowed, reasons
 
