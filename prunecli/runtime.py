@@ -727,8 +727,8 @@ def _may_have_noise(model: Source) -> bool:
 
 
 def _with_fixed_noise(source: str | bytes) -> str | bytes:
-    """What onnxruntime is given, where operators of random numbers yield the same in each run and in each version of a
-    model. A model of more than 2 GB cannot be changed so, and stays random."""
+    """Return the model with fixed random operators, so that every run draws the same numbers, and so
+    does every version of a model. A model of more than 2 GB cannot be changed so, and stays random."""
     import onnx
 
     from prunecli.model.external_data import read_proto

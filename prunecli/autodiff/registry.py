@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
 from prunecli.errors import PruneError
+from prunecli.model.graphs import node_name
 from prunecli.model.shape_inference import Shape
 from prunecli.registry import into_operators
 
@@ -138,5 +139,4 @@ class GradientContext(NodeContext):
 def describe(node: ir.Node) -> str:
     """`Gemm 'name'`, with the domain where it is not ONNX's own."""
     domain = f"{node.domain}." if node.domain else ""
-    name = node.name or (node.outputs[0].name if node.outputs else "")
-    return f"{domain}{node.op_type} '{name}'"
+    return f"{domain}{node.op_type} '{node_name(node)}'"

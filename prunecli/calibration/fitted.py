@@ -109,7 +109,7 @@ class FittedLayer:
 
     @classmethod
     def of(cls, stored: StoredLayer) -> FittedLayer:
-        """As `kept` has put it."""
+        """Rebuild the layer from what `kept` stored."""
         bits, values, *vector = stored.arrays
         return cls(StoredMask(bits, values), vector[0] if vector else None, stored.details)
 

@@ -335,21 +335,21 @@ class Offset:
 
     @property
     def source(self) -> Constant | None:
-        """What is stored; None if there is nothing yet."""
+        """Return what is stored; None if there is nothing yet."""
         return behind(self.node.inputs[self.index]) if self.index < len(self.node.inputs) else None
 
     @property
     def name(self) -> str:
-        """Of the stored vector; empty if there is none yet."""
+        """Return the name of the stored vector; empty if there is none yet."""
         return self.source.name if self.source is not None else ""
 
     def read(self, size: int) -> Array:
-        """What it adds, (size,), float64."""
+        """Return the vector the offset adds, (size,), float64: zeros if nothing is stored yet."""
         source = self.source
         return np.zeros(size) if source is None else self.sign * np.broadcast_to(source.array().reshape(-1), (size,))
 
     def content(self, added: Array) -> Array:
-        """The stored vector that adds so much, in the type and shape of the present one."""
+        """Return the stored vector with which the offset adds so much, in the type and shape of the present one."""
         assert self.source is not None
         return self.source.stored(self._read_as(self.source, added))
 
@@ -357,8 +357,8 @@ class Offset:
         return (self.sign * added).reshape(source.shape if source.size == len(added) else (len(added),))
 
     def write(self, graph: ir.Graph, added: Array, dtype: ir.DataType, name: str) -> None:
-        """Let it add so much: in the present initializer if nothing else reads that, else in a new one. One where there
-        was none gets that type and name."""
+        """Make the offset add so much: in the present initializer if nothing else reads that, else in a new one. One
+        where there was none gets that type and name."""
         source = self.source
         if source is None:
             self._put(graph, self.sign * added, dtype, name=name)

@@ -19,7 +19,7 @@ from prunecli.inputs import is_past
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import INTERFACE, overridable
 from prunecli.model.floating import FloatingForm
-from prunecli.model.graphs import subgraphs
+from prunecli.model.graphs import node_name, subgraphs
 from prunecli.model.shape_inference import Facts, Shape
 from prunecli.model.shapes import Shapes, input_specs
 from prunecli.operators import operator_of
@@ -182,7 +182,7 @@ def _apply_rule(ctx: RuleContext) -> None:
             RULES[node.domain, node.op_type](ctx)
         except LengthError as error:
             hint = "state the sizes of the inputs with --input-shape or --dim"
-            raise PruneError(f"{node.op_type} {node.name!r} does not fit what it reads: {error}", hint) from error
+            raise PruneError(f"{node.op_type} {node_name(node)!r} does not fit what it reads: {error}", hint) from error
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # no such node can run
             ctx.freeze_node(f"{node.op_type} makes no sense as it stands: {type(error).__name__}: {error}"[:160])
         ctx.freeze_unspoken()

@@ -304,7 +304,7 @@ class ScoreSource:
 
     @property
     def weights(self) -> int:
-        """Weights in all its units."""
+        """Return the number of weights in all units."""
         return self.size * self.width if self.sizes is None else int(self.sizes.sum())
 
 

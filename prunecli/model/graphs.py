@@ -26,6 +26,11 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from graph
 
 
+def node_name(node: ir.Node) -> str:
+    """Return the name of a node, or that of its first output, where it has none."""
+    return node.name or (node.outputs[0].name or "" if node.outputs else "")
+
+
 def is_sorted(graph: ir.Graph) -> bool:
     """Whether every node, in subgraphs too, comes after the nodes whose outputs it reads."""
     return _sorted_after(graph, set())

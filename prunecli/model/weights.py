@@ -18,7 +18,7 @@ from prunecli.model.quantised import UNREAD
 from prunecli.model.tensors import FLOATS, QUANTISED
 from prunecli.operators import Contraction, Refused, Role, contraction, named, role_of
 from prunecli.operators.layout import Layout, Shape
-from prunecli.operators.operator import LEARNING, Kind
+from prunecli.operators.operator import ONNX_ML, Kind
 from prunecli.storage.stored import unmap
 from prunecli.types import Skipped
 
@@ -286,5 +286,5 @@ def _in_attributes(model: ir.Model) -> list[Skipped]:
     return [
         Skipped(node.name or node.op_type, f"{node.op_type} keeps its parameters in attributes: not prunable yet")
         for node in all_nodes(model)
-        if node.domain == LEARNING and any(name in node.attributes for name in COEFFICIENTS)
+        if node.domain == ONNX_ML and any(name in node.attributes for name in COEFFICIENTS)
     ]

@@ -19,6 +19,7 @@ from prunecli.operators import (  # noqa: F401 - they register themselves
 from prunecli.operators.operator import (
     MICROSOFT,
     NO_DEMAND,
+    ONNX_ML,
     OPERATORS,
     Contraction,
     Demand,
@@ -40,6 +41,7 @@ from prunecli.operators.operator import (
 __all__ = [
     "MICROSOFT",
     "NO_DEMAND",
+    "ONNX_ML",
     "OPERATORS",
     "Contraction",
     "Demand",

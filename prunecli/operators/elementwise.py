@@ -11,9 +11,9 @@ import onnx_ir as ir
 from prunecli.operators.attributes import integer
 from prunecli.operators.layout import Shape
 from prunecli.operators.operator import (
-    LEARNING,
     MICROSOFT,
     NO_DEMAND,
+    ONNX_ML,
     Demand,
     DemandReading,
     Operator,
@@ -138,9 +138,9 @@ def _target_shapes(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [(_rows(shapes), integer(node, "targets", 1))]
 
 
-register(SAME, "Binarizer", domain=LEARNING)
-register(replace(SAME, shapes=like_first, type_of=None), "Normalizer", domain=LEARNING)
-register(replace(_columns("scale", "offset"), type_of=None), "Scaler", domain=LEARNING)
-register(_columns("imputed_value_floats"), "Imputer", domain=LEARNING)
-register(Operator(shapes=_joined_shapes, type_of=None), "FeatureVectorizer", domain=LEARNING)
-register(Operator(shapes=_target_shapes, type_of=None), "LinearRegressor SVMRegressor", domain=LEARNING)
+register(SAME, "Binarizer", domain=ONNX_ML)
+register(replace(SAME, shapes=like_first, type_of=None), "Normalizer", domain=ONNX_ML)
+register(replace(_columns("scale", "offset"), type_of=None), "Scaler", domain=ONNX_ML)
+register(_columns("imputed_value_floats"), "Imputer", domain=ONNX_ML)
+register(Operator(shapes=_joined_shapes, type_of=None), "FeatureVectorizer", domain=ONNX_ML)
+register(Operator(shapes=_target_shapes, type_of=None), "LinearRegressor SVMRegressor", domain=ONNX_ML)

@@ -21,7 +21,7 @@ from prunecli.operators.attributes import UnreadableAttributeError
 from prunecli.operators.layout import Layout, Shape
 
 MICROSOFT = "com.microsoft"
-LEARNING = "ai.onnx.ml"
+ONNX_ML = "ai.onnx.ml"
 Key = tuple[str, str]
 """Domain and type of an operator."""
 Kind = Literal["weight", "bias", "norm", "embedding"]

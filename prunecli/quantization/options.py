@@ -114,6 +114,6 @@ class QuantizeOptions(
                 "keep_float": self.keep_float}  # fmt: skip
 
 
-def named_path(path: Path) -> Path:
-    """Where the result goes by default."""
+def default_output(path: Path) -> Path:
+    """Return where the result goes by default."""
     return path.with_name(f"{path.stem}.quantized.onnx")

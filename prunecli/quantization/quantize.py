@@ -29,7 +29,7 @@ from prunecli.operators.operator import named
 from prunecli.options.sizes import at_data
 from prunecli.quantization.candidates import TOOL, Candidate, CandidateEvaluator, GraphBuilder, made_small
 from prunecli.quantization.fitting import FITTED, NEAREST, QuantisedLayer, fit_graph, round_graph
-from prunecli.quantization.options import QuantizeOptions, named_path
+from prunecli.quantization.options import QuantizeOptions, default_output
 from prunecli.quantization.preparing import prepared
 from prunecli.quantization.proof import check_stored
 from prunecli.quantization.quality import labelled_samples, measured_quality
@@ -65,7 +65,7 @@ def quantize(
     options = at_data(path, options)
     if options.verify:
         options.execution.check()
-    file, target = load(path), options.output or named_path(path)
+    file, target = load(path), options.output or default_output(path)
     check_target(file, target, options)
     with Scratch() as folder:
         work = Quantisation.of(file, options, folder, progress=progress)

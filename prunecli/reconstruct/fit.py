@@ -165,7 +165,7 @@ class FitTask:
     upper: Array | None = None
 
     def settled(self) -> FitTask:
-        """The same with the damping that its rows share."""
+        """A copy whose damping is computed now, so that parts taken by `rows` use the same one."""
         return replace(self, added=self.damping)
 
     def factored(self, pattern: Pattern) -> FitTask:
@@ -218,7 +218,7 @@ class FitTask:
         return columns_of(pattern, rows, self.taps, cols=size // self.taps)
 
     def rows(self, chosen: Array) -> FitTask:
-        """Some rows of it."""
+        """The same problem for the chosen rows."""
         names = ("weights", "cross", "y", "variance", "offset")
         return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 

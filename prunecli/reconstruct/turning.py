@@ -143,7 +143,8 @@ class Couplings:
     def _mixed(
         self, node: ir.Node, sides: Mapping[int, LinearLayer], readers: Mapping[str, LinearLayer]
     ) -> Coupling | None:
-        """Outputs of a layer are averaged over positions, and a layer reads the averages."""
+        """Return the coupling of a layer and its reader, where attention weights average between them; None if it is no
+        such place."""
         arrivals = _arrivals(node.outputs[0])
         if set(sides) != {1} or arrivals is None or len(arrivals) != 1:
             return None
@@ -393,7 +394,7 @@ def _by_number(each: Array, places: Array, alike: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Turning:
-    """By number in `alike`, T and its inverse."""
+    """The mixing matrices of one coupling: for each number in `alike`, T and T^-1."""
 
     coupling: Coupling
     bases: Mapping[int, Array]

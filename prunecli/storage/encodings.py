@@ -142,7 +142,7 @@ class EncodedTensor:
 
     @property
     def overhead(self) -> int:
-        """Of encodings that know no shapes; others are each tensor's own."""
+        """Return the bytes an encoding costs besides its values: fewer where tensors share a chain."""
         return SHARED_OVERHEAD if self.shares else OVERHEAD
 
     def values(self, shape: Shape, compute: Callable[[Array], Array]) -> Stream:

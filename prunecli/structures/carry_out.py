@@ -24,8 +24,8 @@ from prunecli.report.result import ModelResult
 from prunecli.structures.cut_plan import save_cut_plan
 from prunecli.structures.decide import decide
 from prunecli.structures.decision import Decided, GroupRow, group_rows, plan_json
+from prunecli.structures.inspect_cut import CutInspector
 from prunecli.structures.options import CutOptions, StructuredOptions
-from prunecli.structures.proof import CutInspector
 from prunecli.structures.prunable import Cuttable
 from prunecli.training.gradual import Retrained, raise_if_all_harmful
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped

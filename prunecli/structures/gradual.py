@@ -30,7 +30,7 @@ from prunecli.structures.prunable import Cuttable
 from prunecli.training.gradual import check_plans, left_out, proof_of, prune_and_train, retrained
 from prunecli.types import Progress
 
-TRAINED = "l2-in"
+CRITERION_BEFORE_TRAINING = "l2-in"
 """The default criterion where training follows, as measured (docs/benchmarks.md)."""
 
 
@@ -79,7 +79,7 @@ def _criterion(options: StructuredOptions) -> str:
     """Return `l2-in` for `auto` where training with labels follows: activations predict the immediate damage, but what
     remains after a cut by the norm of the weights learns better."""
     automatic = options.criterion == "auto" and not options.drops_blocks and not options.distills
-    return TRAINED if automatic else options.criterion
+    return CRITERION_BEFORE_TRAINING if automatic else options.criterion
 
 
 def _check(options: StructuredOptions) -> None:

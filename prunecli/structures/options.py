@@ -34,7 +34,7 @@ CHANNELS = "channel,head"
 MAX_RATIO = 0.9
 DAMPING = 0.85
 """Damping of the PageRank on the unit graph (`dependency/unit_graph.py`)."""
-CRITERIA = (
+CRITERION_HELP = (
     "auto (default: obs with --data and least squares after, l2-in without data or with training after, else"
     f" activation), {', '.join(name for name, found in of_structures().items() if not (found.evidence and found.evidence.on_data))},"
     f" and on --data: {', '.join(name for name, found in of_structures().items() if found.evidence and found.evidence.on_data)}"
@@ -94,7 +94,7 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
                " categories of one-hot inputs, which nothing else cuts; auto: channel,head, and blocks where --data measure their damage and no other"
                " option limits the choice", SELECT, "auto|channel|head|head_dim|expert|block|all|vocabulary"),
     ] = CHANNELS  # fmt: skip
-    criterion: Annotated[str, Option(f"the score of a unit: {CRITERIA}", SELECT, "NAME")] = "auto"
+    criterion: Annotated[str, Option(f"the score of a unit: {CRITERION_HELP}", SELECT, "NAME")] = "auto"
     damping: Annotated[
         float,
         Option("of --criterion pagerank: the share of a unit's importance that comes from its readers; 1: all", SELECT, "G",

@@ -33,6 +33,7 @@ from prunecli.errors import PruneError, advice, did_you_mean, keywords, some
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.constants import name_inputs
 from prunecli.model.floating import FloatingForm, floating, floats_of
+from prunecli.model.graphs import node_name
 from prunecli.model.shape_inference import Shape, gather_facts
 from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
@@ -500,10 +501,6 @@ def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str
             reasons[group.name] = LeftOut("not matched by --include", "--include")
         allowed[number] = group.name not in reasons
     return allowed, reasons
-
-
-def node_name(node: ir.Node) -> str:
-    return node.name or (node.outputs[0].name or "" if node.outputs else "")
 
 
 def _all_names(model: ir.Model) -> set[str]:

@@ -40,7 +40,7 @@ class Solve:
     scores: Array | None
 
     def take(self) -> Folds:
-        """The sums, which nobody holds then: they are as large as the layer."""
+        """Hand over the sums and drop the own reference, to free their memory."""
         found, self.folds = self.folds, None
         assert found is not None
         return found

@@ -43,6 +43,7 @@ from prunecli.zeros.calibrated import CalibratedLayers, Way, losses, scored
 from prunecli.zeros.layer_by_layer import TOKENS, LayerSums, LayerWalks, pruned
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import Fitting, OneshotOptions
+from prunecli.zeros.recipes import ALLOCATION_OF_SCOPE
 from prunecli.zeros.result import MagnitudeResult
 from prunecli.zeros.select import FALLBACK, Selection, Selector, WeightChoice, check_numbers, matches
 from prunecli.zeros.shards import ShardedWalks, shards_of
@@ -171,7 +172,7 @@ class Oneshot:
         return layers, data
 
     def _allocation(self, recipe: Recipe) -> str:
-        return {"global": "loss", "erk": "erk"}.get(recipe.scope or "", self.options.allocate or "loss")
+        return ALLOCATION_OF_SCOPE.get(recipe.scope or "", self.options.allocate or "loss")
 
     def _allocated(
         self, layers: CalibratedLayers, recipe: Recipe, progress: Progress

@@ -11,6 +11,9 @@ from prunecli.masks.decide import Recipe
 from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.reconstruct.fit import METHODS, check
 
+ALLOCATION_OF_SCOPE = {"global": "loss", "erk": "erk"}
+"""The allocation that a scope of one-shot pruning means."""
+
 
 def command_of(criterion: str) -> str:
     """The command that zeroes weights by a criterion of elements."""
@@ -61,7 +64,7 @@ def checked(recipe: Recipe, method: str, allocation: str | None) -> Recipe:
         ALLOCATIONS.get(allocation)
     if recipe.scope == "lamp":
         raise PruneError("LAMP is a score of magnitudes", "use `prune magnitude --scope lamp`, or --allocate loss")
-    implied = {"global": "loss", "erk": "erk"}.get(recipe.scope or "")
+    implied = ALLOCATION_OF_SCOPE.get(recipe.scope or "")
     if implied and allocation not in (None, implied):
         raise PruneError(
             f"--scope {recipe.scope} and --allocate {allocation} contradict each other", "leave one of them out"

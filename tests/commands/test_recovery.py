@@ -18,7 +18,7 @@ from prunecli.reconstruct.refit import METHODS
 from prunecli.report.render import to_markdown
 from prunecli.runtime import Session
 from prunecli.structures.carry_out import StructuredResult
-from prunecli.structures.proof import CutInspector
+from prunecli.structures.inspect_cut import CutInspector
 from prunecli.structures.structured import structured
 from prunecli.zeros.magnitude import magnitude
 from tests.tiny import ROOT

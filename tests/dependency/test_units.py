@@ -156,3 +156,12 @@ def test_random_graphs_are_cut_exactly(seed: int, steps: int) -> None:
     net.out(net("Gemm", net("Flatten", h), net.w(width * 16, 3), net.w(3)))
     proof = prove(net.model(), net.shapes, net.other, seed)
     assert proof.error <= TOLERANCE["float32"], proof.removed
+
+
+def test_a_node_without_a_name_is_told_by_its_output() -> None:
+    net = Net()
+    net.out(net("Conv", net.x("N", 3, "H", "W"), net.w(8, 3, 3, 3), net.w(7)))
+    model = net.model()
+    model.graph.node[0].name = ""
+    with pytest.raises(PruneError, match=r"Conv 'conv1' does not fit .* axes of 7 and 8 positions"):
+        analyse(ir.from_proto(model), net.shapes)

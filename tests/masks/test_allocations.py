@@ -59,6 +59,9 @@ RULES = {
 @pytest.mark.parametrize("name", [entry.name for entry in ALLOCATIONS])
 def test_every_rule_divides_as_it_says(name: str, sparsity: float) -> None:
     """Losses are interpolated on a grid of about a percent of a layer."""
+    assert name in RULES, (
+        f"RULES has no rule of the allocation {name}: how many weights go from the first of two layers"
+    )
     first, second = (
         LayerSize(shape, math.prod(shape), LossCurve(DENSITIES, [scale * (1 / d - 1) ** 2 for d in DENSITIES]))
         for shape, scale in (((100, 100), 1.0), ((100, 25), 10.0))

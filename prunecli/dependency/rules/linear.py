@@ -47,7 +47,7 @@ def grouped(ctx: RuleContext, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, 
 @rewrite("Conv", "ConvTranspose", "DeformConv")
 @rewrite("FusedConv", domain=MICROSOFT)
 def conv_group(cut: NodeCut, node: ir.Node) -> None:
-    """Whole groups may have gone: their number is a whole axis over what one group has of it."""
+    """Set `group` to channels / channels per group, since whole groups may have been removed."""
     if node.attributes.get_int("group", 1) > 1:
         whole = node.outputs[0] if node.op_type == "ConvTranspose" else node.inputs[0]
         cut.set_int(node, "group", cut.size(whole, 1) // cut.size(node.inputs[1], 1))
