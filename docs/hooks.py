@@ -1,17 +1,24 @@
 """The pages of the site that are made, not written: `mkdocs.yml` names this file as a hook.
 
-- a page per command, from the table of commands and the class of its options;
+- a page per command, from the table of commands and the class of its options, with what the registries say of the
+  criteria, allocations and scopes that it takes;
 - the reference of the library, from the functions that `prunecli` exports and what they return;
 - the start page, contributing and changelog, from the files of those names.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import prunecli
 from prunecli.cli.commands import COMMANDS, USUAL
+from prunecli.masks.allocations import ALLOCATIONS
+from prunecli.masks.criteria import CRITERIA
+from prunecli.masks.scopes import SCOPES
 from prunecli.options.declare import Declared, declared_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +59,41 @@ def command_page(name: str) -> str:
     lines += ["", "```sh", *entry.examples, "```"]
     for title, options in sections(name).items():
         lines += ["", f"## {title}", "", "| option | value | what |", "|---|---|---|", *map(option_row, options)]
+    for one in declared_of(entry.options_class):
+        lines += entry_table(name, one)
     return "\n".join(lines) + "\n"
+
+
+REGISTRIES: dict[str, Iterable[Any]] = {"criterion": CRITERIA, "allocate": ALLOCATIONS, "scope": SCOPES}
+"""What the entries of a registry are chosen by; each has a name and a help."""
+OF_STRUCTURES = ("structured", "allocate"), ("structured", "scope")
+"""Options of structures whose values are no entries of the registries, which are of zeros."""
+
+
+def entry_table(name: str, one: Declared) -> list[str]:
+    """Return a table of the registry's entries that an option of a command takes; nothing for other options."""
+    if one.name not in REGISTRIES or (name, one.name) in OF_STRUCTURES:
+        return []
+    taken = [entry for entry in REGISTRIES[one.name] if takes(one, entry.name)]
+    columns = [["name", *(f"`{entry.name}`" for entry in taken)], ["what", *(cell(entry.help) for entry in taken)]]
+    if any(map(formula_of, taken)):
+        columns.append(["formula", *(cell(formula_of(entry)) for entry in taken)])
+    head, *rows = (f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+    return ["", f"## Values of --{one.name}", "", head, "|---" * len(columns) + "|", *rows]
+
+
+def takes(one: Declared, value: str) -> bool:
+    """Whether the option's values, or its help where these are not listed, name the value."""
+    told = one.metavar if one.metavar and "|" in one.metavar else one.option.help
+    return re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", told) is not None
+
+
+def formula_of(entry: Any) -> str:
+    """Return the formula of an entry: of an allocation, the first sentence of its function; nothing of a scope."""
+    if hasattr(entry, "formula"):
+        return str(entry.formula)
+    words = " ".join((inspect.getdoc(entry.amounts) or "").split()) if hasattr(entry, "amounts") else ""
+    return words.partition(". ")[0].removesuffix(".")
 
 
 def sections(name: str) -> dict[str, list[Declared]]:

@@ -82,6 +82,19 @@ def test_the_page_of_a_command_has_every_option_once(name: str) -> None:
     assert sorted(rows) == sorted(f"--{one.name}" for one in declared_of(COMMANDS[name].options_class))
 
 
+@pytest.mark.parametrize("registry", hooks.REGISTRIES)
+def test_what_can_be_chosen_is_told_with_its_formula(registry: str) -> None:
+    """Every entry of a registry stands on the page of a command, and a page lists what its option takes."""
+    told = set()
+    for name in COMMANDS:
+        for one in declared_of(COMMANDS[name].options_class):
+            table = hooks.entry_table(name, one) if one.name == registry else []
+            rows = re.findall(r"^\| `([\w-]+)` \| .+ \|$", "\n".join(table), re.MULTILINE)
+            assert not table or not one.choices or sorted(rows) == sorted(one.choices)
+            told |= {*rows}
+    assert told == {entry.name for entry in hooks.REGISTRIES[registry]}
+
+
 def test_the_reference_has_every_function_of_the_library() -> None:
     import prunecli
 
