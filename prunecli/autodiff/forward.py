@@ -300,7 +300,7 @@ def _with_mask(node: ir.Node, ops: Ops, inputs: list[ir.Value | None]) -> list[i
 
 
 def _function_body(node: ir.Node, ops: Ops, inputs: Sequence[ir.Value | None]) -> ir.Model | None:
-    if node.domain or (node.domain, node.op_type) in RULES or node.op_type in STEPS:
+    if node.domain or (node.domain, node.op_type) in RULES.keys() | STEPS:
         return None
     if not inputs or inputs[0] is None or not ops.is_float(inputs[0]) or not node.outputs:
         return None

@@ -171,7 +171,7 @@ def _path(
     active = set(wrt)
     forward = []
     for node in ops.graph:
-        if node in barriers or (node.op_type in STEPS and node.domain == ""):
+        if node in barriers or (node.domain, node.op_type) in STEPS:
             continue
         if any(v in active for v in reads(node)):
             forward.append(node)

@@ -33,14 +33,16 @@ Rule = Callable[..., Gradients]
 Derivative = Callable[["GradientContext"], ir.Value]
 RULES: dict[tuple[str, str], Rule] = {}
 STEPS = frozenset(
-    (
+    ("", op)
+    for op in (
         "Shape", "Size", "Floor", "Ceil", "Round", "Sign", "Equal", "Greater", "GreaterOrEqual", "Less",
         "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf", "ArgMax", "ArgMin", "NonZero",
         "ConstantOfShape", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial",
         "NonMaxSuppression", "Unique",
     )
 )  # fmt: skip
-"""Operators that are piecewise constant or not numeric: their derivative is zero wherever it exists."""
+"""(domain, type) of the operators that are piecewise constant or not numeric: their derivative is zero wherever it
+exists."""
 
 
 rule = into_operators(RULES)

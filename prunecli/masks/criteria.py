@@ -10,8 +10,8 @@ An entry says what it is called, its formula, what has to be measured for it, an
 To add one that is the product of |w| and a figure that is measured already:
 
     CRITERIA.add(
-        Criterion("wanda", "|w| times the norm of its input: what it adds to the output",
-                  "|w| sqrt(E[x^2]), x the input that w multiplies (Sun et al. 2024)", Elements(PRODUCT, INPUT_NORM))
+        Criterion("half-fisher", "|w| E[g^2]: fisher that does not square the weight",
+                  "|w| E[g^2], g the gradient of one sample", Elements(PRODUCT, SQUARED))
     )
 
 Commands read their choices and help texts off the registry, so nothing here imports numpy before a score is computed.

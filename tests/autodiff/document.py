@@ -1,15 +1,19 @@
 """The generated parts of docs/autodiff.md, from the registries and the rules' own words.
 
-python -m tests.autodiff.document      writes them into the document
+python -m tests.autodiff.document            writes them into the document
+python -m tests.autodiff.document --missing  lists ONNX's operators without a gradient
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import onnx
 
 from prunecli.autodiff import registry, rules
 from prunecli.autodiff.registry import STEPS
@@ -48,7 +52,7 @@ def rewrite_list() -> str:
     """Operators restated while the forward graph is copied: always, or in models of an older opset."""
     always = [_name(*key) for key, entry in REWRITES.items() if entry.before is None]
     older = [f"{_name(*key)} (before {entry.before})" for key, entry in REWRITES.items() if entry.before is not None]
-    steps = ", ".join(f"`{name}`" for name in sorted(STEPS))
+    steps = ", ".join(_name(*key) for key in sorted(STEPS))
     return f"Always: {', '.join(always)}.\n\nOf older opsets: {', '.join(older)}.\n\nZero wherever it exists: {steps}."
 
 
@@ -80,5 +84,16 @@ def current() -> str:
     return text
 
 
+def missing() -> list[str]:
+    """Operators of ONNX that have no rule, no rewrite and no definition by others, and are no steps."""
+    known = registry.RULES.keys() | REWRITES.keys() | STEPS
+    schemas = {(s.domain, s.name): s for s in onnx.defs.get_all_schemas()}
+    defined = {key for key, s in schemas.items() if s.has_function or s.has_context_dependent_function}
+    return sorted(_name(*key).strip("`") for key in schemas.keys() - known - defined)
+
+
 if __name__ == "__main__":
-    DOCUMENT.write_text(current(), encoding="utf-8")
+    if "--missing" in sys.argv:
+        print("\n".join(missing()))
+    else:
+        DOCUMENT.write_text(current(), encoding="utf-8")

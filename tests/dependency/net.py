@@ -64,8 +64,10 @@ class Net:
     def __call__(
         self, op: str, *inputs: str, outputs: int = 1, domain: str = "", skip: tuple[int, ...] = (), **attributes: Any
     ) -> Any:
-        """Outputs in `skip` have no name: nobody wants them."""
+        """Outputs in `skip` have no name: nobody wants them. A domain that is not imported yet is, in version 1."""
         self._count += 1
+        if domain:
+            self.domains.setdefault(domain, 1)
         names = ["" if k in skip else f"{op.lower()}{self._count}" + (f".{k}" if k else "") for k in range(outputs)]
         node = helper.make_node(op, list(inputs), names, name=f"node{self._count}", domain=domain, **attributes)
         self.nodes.append(node)
