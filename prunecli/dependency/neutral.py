@@ -19,20 +19,21 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.atoms import AtomTable, Neutral
+from prunecli.operators import operator_of
 
-PASSING = frozenset({
-    "Abs", "Add", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Expand", "Floor", "Gelu",
-    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "LogSoftmax", "Max", "Min", "Mish", "Mul", "Neg",
-    "PRelu", "Pow", "Reciprocal", "Relu", "Reshape", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softmax", "Softplus",
-    "Softsign", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Transpose", "Unsqueeze",
-    "Where",
-})  # fmt: skip
-"""Operators that keep positions apart on every axis that can be cut through them."""
+PASSING = frozenset({"Expand", "LogSoftmax", "Softmax"})
+"""Operators that mix positions or repeat them, but on no axis that can be cut through them."""
+MASKED_BEFORE = frozenset({"Flatten"})
+"""Operators behind which no mask may stand (`structures.cut_plan.needed`)."""
 
 
 def passes(node: ir.Node) -> bool:
-    """Return whether a node keeps positions apart on every axis that can be cut through it."""
-    return node.domain == "" and node.op_type in PASSING
+    """Return whether a node keeps positions apart on every axis that can be cut through it: those that compute each
+    position from the same one, those that only arrange axes anew, and PASSING."""
+    known = operator_of(node)
+    if node.domain == "" and node.op_type in PASSING | MASKED_BEFORE:
+        return node.op_type in PASSING
+    return known.elementwise is not None or known.moves == "axes"
 
 
 def lowest(dtype: np.dtype[Any]) -> np.ndarray:

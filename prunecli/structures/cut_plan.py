@@ -28,7 +28,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.dependency.edit import Removed
-from prunecli.dependency.neutral import passes
+from prunecli.dependency.neutral import MASKED_BEFORE, passes
 from prunecli.errors import PruneError
 from prunecli.files import written
 from prunecli.model import Model
@@ -171,7 +171,7 @@ def needed(graph: ir.Graph, listed: Removed, kept: Collection[str] = ()) -> Remo
     }
     # onnxruntime's own inference of flattened lengths is wrong for pools with ceil_mode: a mask there cannot be opened
     moved = {
-        n.outputs[0].name for n in graph if n.op_type == "Flatten" and _name(n.inputs[0]) in listed.keys() - passing
+        n.outputs[0].name for n in graph if n.op_type in MASKED_BEFORE and _name(n.inputs[0]) in listed.keys() - passing
     }
     return {name: axes for name, axes in listed.items() if name in kept or name not in passing | moved}
 

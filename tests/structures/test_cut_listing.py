@@ -22,6 +22,18 @@ def chain(n: Net) -> Net:
     return n.out(n("MatMul", h, n.w(8, 3)))
 
 
+def fused(n: Net) -> Net:
+    """An operator of onnxruntime's own works element by element, too; so does one that is seldom met."""
+    h = n("Atan", n.ms("QuickGelu", n("MatMul", n.x("N", 4), n.w(4, 8))))
+    return n.out(n("MatMul", h, n.w(8, 3)))
+
+
+def flattened(n: Net) -> Net:
+    """Masked before it is flattened, not behind."""
+    h = n("Flatten", n("Relu", n.conv(n.x("N", 3, 6, 6), 3, 8, 3)))
+    return n.out(n("MatMul", h, n.w(128, 3)))
+
+
 def batch_norm_in_parts(n: Net) -> Net:
     """A variance of zero behind its epsilon would be divided by."""
     h = n.conv(n.x("N", 3, "H", "W"), 3, 8, 3)
@@ -91,6 +103,8 @@ def constants(n: Net) -> Net:
 
 LISTED: list[tuple[Callable[[Net], Any], set[str] | None]] = [
     (chain, {"w0", "w1", "w2", "relu3"}),
+    (fused, {"w0", "w1", "atan3"}),
+    (flattened, {"w0", "w1", "w2", "relu2"}),
     (batch_norm_in_parts, None),
     (unit_length, None),
     (masked_attention, None),
