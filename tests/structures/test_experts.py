@@ -37,7 +37,8 @@ def saved(path: Path, net: Net) -> Path:
 
 
 def cut(path: Path, **options: Any) -> Any:
-    given = {"granularity": "expert", "ratio": 0.5, "timing": False, "force": True, **options}
+    chosen = {} if "plan" in options else {"granularity": "expert", "ratio": 0.5}
+    given = {**chosen, "timing": False, "force": True, **options}
     return prunecli.structured(path, output=path.with_name("cut.onnx"), **given)
 
 
@@ -133,14 +134,14 @@ def test_a_plan_is_replayed_and_keeps_enough(tmp_path: Path) -> None:
     path, plan = saved(tmp_path / "m.onnx", mixed(Net())), tmp_path / "plan.json"
     cut(path, save_plan=plan)
     once = shapes(tmp_path / "cut.onnx")
-    cut(path, ratio=None, plan=plan)
+    cut(path, plan=plan)
     assert shapes(tmp_path / "cut.onnx") == once
     told = json.loads(plan.read_text())
     for unit in told["units"][:5]:
         unit["removed"] = True
     plan.write_text(json.dumps(told))
     with pytest.raises(PruneError, match="more of one than may go"):
-        cut(path, ratio=None, plan=plan)
+        cut(path, plan=plan)
 
 
 # -- the proof --------------------------------------------------------------------------------------
