@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
 
 from prunecli.arrays import Array
-from prunecli.errors import PruneError
+from prunecli.errors import OutOfMemoryError, PruneError
 from prunecli.files import Scratch
 from prunecli.model.constants import TRANSPARENT
 from prunecli.model.graphs import reads
@@ -367,9 +367,19 @@ class Walk:
             array = (contents or {}).get(name)
             _store(graph, ir.Tensor(tensor.numpy() if array is None else array, dtype=tensor.dtype, name=name))
             unmap(tensor)
+        first, graph_outputs = len(graph.input), [onnx.ValueInfoProto(name=name) for name in outputs]
         graph.input.extend(self._typed(name) for name in read)
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return _Piece(self, read, list(outputs), session=self._open(model, mode="float weights"))
+        graph.output.extend(graph_outputs)
+        try:
+            session = self._open(model, mode="float weights")
+        except OutOfMemoryError:
+            raise
+        except PruneError:  # of Attention onnxruntime guesses a wrong shape where the width of its input is not stated
+            for stated in graph.input[first:]:
+                if dims := stated.type.tensor_type.shape.dim:
+                    dims[-1].dim_value = self.read(stated.name, 0).shape[-1]
+            session = self._open(model, mode="float weights")
+        return _Piece(self, read, list(outputs), session=session)
 
     def _empty(self) -> onnx.ModelProto:
         model = onnx.ModelProto(ir_version=self._model.ir_version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prunecli.dependency.analysis import analyse
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.model import Dims
+from prunecli.structures import prunable
 from prunecli.structures.calibrate import _added
 from prunecli.structures.cut_reference import Forced
 from prunecli.structures.options import StructuredOptions
@@ -353,3 +355,25 @@ def test_packed_experts_that_other_numbers_weigh_stay(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     cuttable = open_cuttable(tmp_path / "m.onnx", AnalysedAs("channel,expert"), Dims())
     assert not cuttable.units.groups and any("weighs experts by router_weights" in note for note in cuttable.notes)
+
+
+@pytest.mark.parametrize("name", ["up", "down", "up bias", "down bias"])
+def test_what_no_token_of_the_proof_reaches_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of 64 experts, one per token, the tokens of the proof reach some: any other may be wrong unseen by runs."""
+    path, real = saved(tmp_path / "m.onnx", mixed(Net(), k=1, experts=64)), prunable.remove
+
+    def planted(expert: int, model: ir.Model, *args: Any, **more: Any) -> Any:
+        out, value = real(model, *args, **more), model.graph.initializers[name]
+        assert value.const_value is not None
+        array = np.array(value.const_value.numpy())
+        array[expert] += 1
+        value.const_value = ir.tensor(array, name=name)
+        return out
+
+    for expert in range(8):
+        monkeypatch.setattr(prunable, "remove", partial(planted, expert))
+        with pytest.raises(PruneError):
+            cut(path)
+    assert not path.with_name("cut.onnx").exists()
