@@ -155,13 +155,10 @@ def dask_client(address: str) -> Any:
     """A client of the cluster.
 
     Raises:
-        PruneError: the package is missing, or no scheduler answers.
+        PruneError: no scheduler answers.
     """
-    try:
-        import distributed
-    except ImportError as error:
-        problem = "--backend dask needs the package distributed"
-        raise PruneError(problem, "pip install 'prunecli[distributed]'") from error
+    import distributed
+
     try:
         return distributed.Client(address, timeout=20)
     except (OSError, ValueError) as error:

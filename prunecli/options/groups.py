@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -153,6 +154,8 @@ class Distributed(Options):
         check_parallel("--jobs", self.jobs)
         if (self.backend == "dask") != (self.address is not None):
             raise PruneError("--backend dask and --address go together", "--backend dask --address tcp://HOST:8786")
+        if self.backend == "dask" and find_spec("distributed") is None:
+            raise PruneError("--backend dask needs the package distributed", "pip install 'prunecli[distributed]'")
 
 
 @dataclass(frozen=True, kw_only=True)
