@@ -57,7 +57,7 @@ class CutInspector:
                 original, self.forced, self.cases, open=self.options.execution.open, progress=self.progress
             )
             self.verification = proof(staged)
-            check_slices(self.cuttable.file.ir, load(staged).ir, self.forced.positions, self.progress)
+            check_slices(self.cuttable.file.ir, load(staged).ir, removed=self.forced.positions, progress=self.progress)
         self.measure(staged, cut)
 
     def measure(self, staged: Path, cut: ir.Model | None = None) -> None:
