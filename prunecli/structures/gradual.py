@@ -44,7 +44,7 @@ def structured_and_trained(
             training that cannot be done.
     """
     _check(options)
-    once = replace(options, steps=1, criterion=_criterion(options))
+    once = replace(options, steps=None, criterion=_criterion(options))
     if options.dry_run:
         found = decided_and_cut(path, target, once, progress=progress, start=start)
         return replace(found, notes=[*found.notes, left_out(options)])
@@ -78,7 +78,8 @@ def structured_and_trained(
 def _criterion(options: StructuredOptions) -> str:
     """Return `l2-in` for `auto` where training with labels follows: activations predict the immediate damage, but what
     remains after a cut by the norm of the weights learns better."""
-    automatic = options.criterion == "auto" and not options.drops_blocks and not options.distills
+    chosen = options.plan is None and options.criterion == "auto"
+    automatic = chosen and not options.drops_blocks and not options.distills
     return CRITERION_BEFORE_TRAINING if automatic else options.criterion
 
 

@@ -175,6 +175,17 @@ def test_structures_keep_their_shapes_and_gain(tmp_path: Path) -> None:
     assert shapes[0] == shapes[1] and plain.after.macs == found.after.macs
 
 
+@pytest.mark.parametrize(
+    "training", [{"finetune_epochs": 1}, {"recover": "distill", "epochs": 1, "rate": 2e-3}], ids=str
+)
+def test_a_plan_is_replayed_and_trained(tmp_path: Path, training: dict[str, Any]) -> None:
+    """What training sets by itself is no choice beside the plan."""
+    plan, asked = tmp_path / "plan.json", {"timing": False, "threads": 1, "data": TRAIN, "limit": 64}
+    plain = prunecli.structured(MLP, ratio=0.5, save_plan=plan, output=tmp_path / "plain.onnx", **asked)
+    found = prunecli.structured(MLP, plan=plan, output=tmp_path / "out.onnx", **asked | training)
+    assert found.training is not None and plain.after.macs == found.after.macs
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
