@@ -367,16 +367,16 @@ class Walk:
             array = (contents or {}).get(name)
             _store(graph, ir.Tensor(tensor.numpy() if array is None else array, dtype=tensor.dtype, name=name))
             unmap(tensor)
-        first, graph_outputs = len(graph.input), [onnx.ValueInfoProto(name=name) for name in outputs]
         graph.input.extend(self._typed(name) for name in read)
-        graph.output.extend(graph_outputs)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         try:
             session = self._open(model, mode="float weights")
         except OutOfMemoryError:
             raise
         except PruneError:  # of Attention onnxruntime guesses a wrong shape where the width of its input is not stated
-            for stated in graph.input[first:]:
-                if dims := stated.type.tensor_type.shape.dim:
+            for stated in graph.input:
+                dims = stated.type.tensor_type.shape.dim
+                if stated.name in read and dims:
                     dims[-1].dim_value = self.read(stated.name, 0).shape[-1]
             session = self._open(model, mode="float weights")
         return _Piece(self, read, list(outputs), session=session)
