@@ -29,6 +29,16 @@ class PruneError(Exception):
         self.hint = hint
 
 
+class InvalidValue(PruneError):  # noqa: N818 - says what is wrong, as the others do
+    """A value that an option cannot have. `option`: its name without dashes; `reason`: why, without that name, for who
+    says where the value was written."""
+
+    def __init__(self, option: str, reason: str, hint: str) -> None:
+        super().__init__(f"invalid value for '--{option}': {reason}", hint)
+        self.option = option
+        self.reason = reason
+
+
 class GateFailed(PruneError):  # noqa: N818 - a gate that fails is an outcome, not a defect
     """A `--fail-if` gate or a promised limit was not met. Exit code 1."""
 

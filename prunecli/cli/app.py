@@ -22,7 +22,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from prunecli._version import __version__
 from prunecli.cli.commands import COMMANDS, entry_of, function_of
 from prunecli.cli.terminal import ColorMode, explain, interrupted, say, terminal, uninterrupted
-from prunecli.errors import OutOfMemoryError, PruneError
+from prunecli.errors import InvalidValue, OutOfMemoryError, PruneError
 from prunecli.files import appeared
 
 if TYPE_CHECKING:
@@ -54,12 +54,8 @@ class Command(TyperCommand):
             ctx.default_map = self.used.default_map(name)
         try:
             rest = super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            raise (self.used and self.used.placed(error)) or error from error.__cause__
-        except PruneError as error:  # of one value of several
-            if self.used is not None:
-                self.used.explain(error)
-            raise
+        except InvalidValue as error:
+            raise (self.used and self.used.placed(error)) or error from None
         if self.used is not None:
             self.used.tell()
         if "print_recipe" in raw:

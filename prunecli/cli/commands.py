@@ -7,11 +7,9 @@ To add one: a class of options, a function of the library that takes them, and a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from enum import StrEnum
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -181,18 +179,9 @@ def function_of(name: str, action: Action) -> Callable[..., None]:
 
 
 def options_of(kind: type[Options], given: dict[str, Any]) -> Options:
-    """Build the options from the values that Typer parsed: choices become texts, --no-X switches become False."""
-    values = {}
-    for one in declared_of(kind):
-        value = given[one.field]
-        if isinstance(value, list | tuple) and one.many:
-            value = tuple(_plain(item) for item in value)
-        values[one.field] = not value if one.option.off else _plain(value)
-    return kind(**values)
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, StrEnum) else value
+    """Build the options from the values that Typer parsed: --no-X switches become False."""
+    return kind(**{one.field: given[one.field] != one.option.off if one.kind is bool else given[one.field]
+                   for one in declared_of(kind)})  # fmt: skip
 
 
 def parameter_name(declared: Declared) -> str:
@@ -201,73 +190,45 @@ def parameter_name(declared: Declared) -> str:
 
 def _parameter(declared: Declared, panel: str) -> inspect.Parameter:
     """`panel`: the heading of the help that the option stands under."""
-    option, default = declared.option, declared.default
-    names = [f"--{declared.name}", *([f"-{option.short}"] if option.short else [])]
-    settings: dict[str, Any] = {"help": option.help, "rich_help_panel": panel}
-    if declared.metavar:
-        settings["metavar"] = declared.metavar
-    if not option.show_default or declared.many or option.read is not None:
-        settings["show_default"] = False
-    if option.read is not None:
-        settings["parser"] = _reader(option.read)
+    names = [f"--{declared.name}", *([f"-{declared.option.short}"] if declared.option.short else [])]
+    told: dict[str, Any] = {"help": _help(declared), "show_default": False, "rich_help_panel": panel}
+    hint: Any = Any
+    if declared.kind is bool:
+        setting, hint, default = typer.Option(*names, **told), bool, declared.default and not declared.option.off
     else:
-        settings |= {key: value for key, value in (("min", option.least), ("max", option.most)) if value is not None}
-    if option.check is not None:
-        settings["callback"] = _checker(option.check, declared.many)
-    hint: Any = _hint(declared)
-    if option.off:
-        default = False
-    elif declared.many:
-        hint, default = list[hint] | None, None
-    elif default is None or option.read is not None:
-        hint = hint | None if hint is not Any else hint
-    if declared.choices and isinstance(default, str):
-        default = hint(default) if isinstance(hint, type) else default
+        told |= {"autocompletion": _completer(declared.choices)} if declared.choices else {}
+        setting = typer.Option(*names, parser=_reader(declared), metavar=declared.metavar or None, **told)
+        hint, default = (list[Any] | None, None) if declared.many else (Any, declared.default)
     return inspect.Parameter(
-        parameter_name(declared), inspect.Parameter.KEYWORD_ONLY, default=default,
-        annotation=Annotated[hint, typer.Option(*names, **settings)],
-    )  # fmt: skip
+        parameter_name(declared), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, setting]
+    )
 
 
-def _hint(declared: Declared) -> Any:
-    if declared.choices:
-        return StrEnum("Choice", {name: name for name in declared.choices})
-    if declared.option.read is not None:
-        return Any
-    return str if declared.kind is object else declared.kind
+def _help(declared: Declared) -> str:
+    """The help with the default and the bounds."""
+    option, default = declared.option, declared.default
+    plain = option.show_default and not declared.many and option.read is None
+    shown = plain and default is not None and declared.kind is not bool
+    notes = [*([f"default: {default}"] if shown else []), *([declared.bounds] if declared.bounds else [])]
+    return f"{option.help}  [{'; '.join(notes)}]" if notes else option.help
 
 
-def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return the reader with its PruneErrors turned into Typer's errors, which name the option."""
+def _reader(declared: Declared) -> Callable[[Any], Any]:
+    """Return what makes a value of the text of a command line; defaults are values already."""
 
     def value(text: Any) -> Any:
-        if not isinstance(text, str):  # a default that is a value already
-            return text
-        with _named_by_typer():
-            return read(text)
+        return declared.single(text) if isinstance(text, str) else text
 
     return value
 
 
-def _checker(check: Callable[[Any], None], many: bool) -> Callable[[Any], Any]:
-    def checked(value: Any) -> Any:
-        with _named_by_typer():
-            if value is not None and not many:
-                check(value)
-        for item in (value or ()) if many else ():  # an error that quotes the item is placed by that
-            check(item)
-        return value
+def _completer(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """Return what a shell offers for the beginning of a value."""
 
-    return checked
+    def offered(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
 
-
-@contextmanager
-def _named_by_typer() -> Iterator[None]:
-    """Turns a PruneError into Typer's error, whose message names the option."""
-    try:
-        yield
-    except PruneError as error:
-        raise typer.BadParameter(error.message) from error
+    return offered
 
 
 Shape = Literal["flag", "one", "many"]

@@ -16,7 +16,7 @@ from typing import Any
 
 from prunecli.cli.commands import Role, Schema, Slot, entry_of, parameter_name, schema_of
 from prunecli.cli.terminal import say, terminal
-from prunecli.errors import PruneError, did_you_mean
+from prunecli.errors import InvalidValue, PruneError, did_you_mean
 from prunecli.options.declare import declared_of
 from prunecli.recipe.toml import Place, Toml, read_toml
 
@@ -40,6 +40,10 @@ class Setting:
 
     def error(self, message: str, hint: str) -> PruneError:
         return PruneError(f"{self.place}: {self.key}: {message}", hint)
+
+    def invalid(self, error: InvalidValue) -> PruneError:
+        """Return the error with the place of the value that it is about, in place of the option's name."""
+        return PruneError(f"{_item(error.reason, self) or self.place}: {self.key}: {error.reason}", error.hint)
 
 
 Settings = dict[str, Setting]
@@ -276,10 +280,13 @@ class AppliedDefaults:
         texts = {n: [resolved(t, slots[n], s.folder) for t in s.texts] for n, s in self.settings.items()}
         return {name: slots[name].value(words) for name, words in texts.items()}
 
-    def placed(self, error: Any) -> PruneError | None:
-        """Return Typer's error about a value with the place of the value, if that is a default."""
-        setting = self.settings.get(getattr(error.param, "name", None) or "")
-        return setting.error(error.message, f"correct it there; {_ISOLATED}") if setting else None
+    def placed(self, error: InvalidValue) -> PruneError | None:
+        """Return an error about a value with the place of the value, if that is a default."""
+        for setting in self.settings.values():
+            if setting.key == error.option:
+                found = setting.invalid(error)
+                return PruneError(found.message, f"{found.hint}; {_ISOLATED}")
+        return None
 
     def tell(self) -> None:
         """Print the defaults in use: all with --verbose; else those that decide what is written or replaced and stand

@@ -35,7 +35,8 @@ class InspectOptions(Sized, Reporting):
 
     histogram: Annotated[bool, Option("draw |w| per weight, with the thresholds that zero 50, 70 and 90 %")] = False
     nm: Annotated[
-        tuple[int, int] | None, Option("say which weights already follow N:M, e.g. 2:4", metavar="N:M", read=parse_nm)
+        tuple[int, int] | None,
+        Option("say which weights already follow N:M, e.g. 2:4", metavar="N:M", read=parse_nm, separator=":"),
     ] = None
     graph: Annotated[
         Path | None,

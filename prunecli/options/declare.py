@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
+from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from prunecli.errors import PruneError, check_keyword
+from prunecli.errors import InvalidValue, PruneError, check_keyword
 from prunecli.types import Json
 
 OUTPUT, REPORT, SELECT, DATA, RUN = "Output", "Report", "Selection", "Data", "Execution"
@@ -30,8 +32,8 @@ class Option:
     """How a field appears on the command line.
 
     `name`: without dashes, if it is not the field's own; `short`: as `-o`. `read`: makes the value of a text, and
-    raises PruneError. `least`, `most`: bounds of a number, both allowed. `off`: a switch that makes the field False.
-    `metavar`: by default the choices of a Literal; `D`, `PATH`, `DIR`, `FILE` and `ORIGINAL` say that a text names
+    raises PruneError; numbers, and several, joined by `separator`, are read as the text of them. `least`, `most`: bounds
+    of a number, both allowed. `off`: a switch that makes the field False. `metavar`: by default the choices of a Literal; `D`, `PATH`, `DIR`, `FILE` and `ORIGINAL` say that a text names
     data, a path or a model, which is relative to the file it is written in. `check`: raises PruneError for a value that
     cannot be used.
     """
@@ -42,6 +44,7 @@ class Option:
     name: str = ""
     short: str = ""
     read: Callable[[str], Any] | None = None
+    separator: str = ","
     least: float | None = None
     most: float | None = None
     off: bool = False
@@ -52,7 +55,7 @@ class Option:
 @dataclass(frozen=True)
 class Declared:
     """A field with its option. `kind`: the type of one value; `many`: whether it is a tuple of them; `choices`: of a
-    Literal."""
+    Literal; `results`: types of its own that a reader returns."""
 
     field: str
     option: Option
@@ -61,6 +64,7 @@ class Declared:
     optional: bool
     default: Any
     choices: tuple[str, ...] = ()
+    results: tuple[type, ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,30 +84,48 @@ class Declared:
         if given is None:
             if self.optional or self.many:
                 return () if self.many else None
-            raise PruneError(f"--{self.name} has no value", "give one, or leave it out")
+            raise InvalidValue(self.name, "there is none", "give one, or leave it out")
         if self.many:
             if isinstance(given, str | Path):
                 given = (given,)
             if not isinstance(given, Iterable):
                 raise self._wrong(given)
-            return tuple(self._checked(item) for item in given)
-        return self._checked(given)
+            return tuple(self.single(item) for item in given)
+        return self.single(given)
 
-    def _checked(self, given: Any) -> Any:
-        if isinstance(given, str) and self.option.read is not None:
-            given = self.option.read(given)
-        elif self.option.read is None:
-            given = self._typed(given)
-        if self.choices and given not in self.choices:
-            raise PruneError(f"--{self.name} {given!r} is unknown", f"choose from {', '.join(self.choices)}")
-        self._check_bounds(given)
-        if self.option.check is not None:
-            self.option.check(given)
-        return given
+    def single(self, given: Any) -> Any:
+        """Return one value of the field, of several, for what a caller gives.
+
+        Raises:
+            InvalidValue: it cannot be used.
+        """
+        try:
+            value = self._typed(given) if self.option.read is None else self._read(given)
+            if self.choices and value not in self.choices:
+                raise InvalidValue(self.name, f"{value!r} is unknown", f"choose from {', '.join(self.choices)}")
+            self._check_bounds(value)
+            if self.option.check is not None:
+                self.option.check(value)
+        except InvalidValue:
+            raise
+        except PruneError as error:
+            raise InvalidValue(self.name, error.message.removeprefix(f"--{self.name} "), error.hint) from None
+        return value
+
+    def _read(self, given: Any) -> Any:
+        """The value that the option's reader makes of a text, a number, or several; other values are its results."""
+        assert self.option.read is not None
+        parts = given if isinstance(given, list | tuple) else (given,)
+        if not all(isinstance(part, str | Real) and not isinstance(part, bool) for part in parts):
+            if not isinstance(given, self.results):
+                raise self._wrong(given)
+            return given
+        texts = [part if isinstance(part, str) else _digits(part) for part in parts]
+        return self.option.read(self.option.separator.join(texts))
 
     def _typed(self, given: Any) -> Any:
         """The value as the field's type; numbers and paths may be texts."""
-        fits = {bool: bool, int: int | float | str, float: int | float | str, Path: str | Path, str: str | Path}
+        fits = {bool: bool, int: Real | str, float: Real | str, Path: str | Path, str: str | Path}
         if self.kind is object:
             return given
         if not isinstance(given, fits[self.kind]) or (self.kind is not bool and isinstance(given, bool)):
@@ -112,25 +134,33 @@ class Declared:
             value = self.kind(given)
         except (ValueError, OverflowError):
             raise self._wrong(given) from None
-        if self.kind is int and isinstance(given, float) and value != given:
+        if (self.kind is int and isinstance(given, Real) and value != given) or (
+            self.kind is float and not isfinite(value)
+        ):
             raise self._wrong(given)
         return value
 
     def _wrong(self, given: Any) -> PruneError:
         wanted = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
-        many = "a list of them, each " if self.many else ""
-        return PruneError(
-            f"--{self.name} {given!r} is no value for it", f"it takes {many}{wanted.get(self.kind, 'a value')}"
+        kind, many = wanted.get(self.kind, "a value"), "a list of them, each " if self.many else ""
+        return InvalidValue(
+            self.name, f"{given!r} is not {kind}", f"it takes {many}{kind}{self.bounds and ', '}{self.bounds}"
         )
+
+    @property
+    def bounds(self) -> str:
+        """The bounds of a number, in words."""
+        least, most = self.option.least, self.option.most
+        if least is None:
+            return "" if most is None else f"at most {most:g}"
+        return f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
 
     def _check_bounds(self, given: Any) -> None:
         least, most = self.option.least, self.option.most
-        if (least is None and most is None) or not isinstance(given, int | float):
-            return
-        if (least is not None and not given >= least) or (most is not None and not given <= most):
-            bounds = f"at least {least:g}" if most is None else f"at most {most:g}" if least is None else (
-                f"from {least:g} to {most:g}")  # fmt: skip
-            raise PruneError(f"--{self.name} {given:g} is out of its range", f"it is {bounds}")
+        if isinstance(given, int | float) and not (
+            (least is None or given >= least) and (most is None or given <= most)
+        ):
+            raise InvalidValue(self.name, f"{given:g} is out of its range", f"it is {self.bounds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +225,11 @@ class Options:
         return frozenset(one.field for one in declared_of(cls) if one.option.section == section)
 
 
+def _digits(number: Real) -> str:
+    """The number as a text that reads as the same one."""
+    return str(int(number)) if isinstance(number, Integral) else repr(float(number))
+
+
 _DECLARED: dict[type[Options], tuple[Declared, ...]] = {}
 
 
@@ -228,4 +263,8 @@ def _declared(field: str, option: Option, hint: Any, default: Any) -> Declared:
         kind = get_args(kind)[0]
     choices = cast("tuple[str, ...]", get_args(kind)) if get_origin(kind) is Literal else ()
     plain = object if kind is Any else kind if kind in (bool, int, float, Path) else str
-    return Declared(field, option, plain, many=many, optional=optional, default=default, choices=choices)
+    read = option.read is not None and not many
+    results = tuple(part for part in kinds if isinstance(part, type) and part not in (int, float, str)) if read else ()
+    return Declared(
+        field, option, plain, many=many, optional=optional, default=default, choices=choices, results=results
+    )

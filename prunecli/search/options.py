@@ -232,8 +232,8 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
     @property
     def allowed(self) -> Quantity:
         """The allowed loss, as written."""
-        assert self.max_drop is not None
-        return self.max_drop if isinstance(self.max_drop, Quantity) else Quantity(self.max_drop)
+        assert isinstance(self.max_drop, Quantity)
+        return self.max_drop
 
     @property
     def limit_of_drop(self) -> float:

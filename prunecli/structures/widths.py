@@ -136,7 +136,7 @@ def read_multiple(text: str) -> int | str:
         return text
     if text.isascii() and text.isdigit() and int(text):
         return int(text)
-    raise PruneError(f"--round-to {text!r} is no number of channels", "write auto, or for example 8")
+    raise PruneError(f"{text!r} is no number of channels", "write auto, or for example 8")
 
 
 def gains_below(catalogue: Catalogue, group: Group) -> bool:

@@ -123,7 +123,7 @@ class MagnitudeOptions(OtherKinds, Allocated):
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
 
-    threshold: Annotated[float | None, Option("zero every weight with |w| < T", SELECT, "T")] = None
+    threshold: Annotated[float | None, Option("zero every weight with |w| < T", SELECT, "T", least=0)] = None
     scope: Annotated[
         Scoped | None,
         Option("who competes with whom; default layer", SELECT),
@@ -153,7 +153,7 @@ class GradientOptions(OutputNamed, OtherKinds, Allocated, CalibrationSamples):
 
     threshold: Annotated[
         float | None,
-        Option("zero every weight whose score is below T; reports list quantiles of the scores", SELECT, "T"),
+        Option("zero every weight whose score is below T; reports list quantiles of the scores", SELECT, "T", least=0),
     ] = None
     scope: Annotated[
         Scoped | None,
@@ -194,6 +194,11 @@ class GradientOptions(OutputNamed, OtherKinds, Allocated, CalibrationSamples):
                              "use --sparsity, or leave --steps out")  # fmt: skip
 
 
+def _check_memory(size: Quantity) -> None:
+    if size.kind not in ("bytes", "plain") or size.value < 0:
+        raise PruneError("not a number of bytes", "write it as 2GB or 500MB")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
     """How weights are chosen and fitted on calibration data, whose labels are not read."""
@@ -223,12 +228,13 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
     memory: Annotated[
         Quantity | float,
         Option("activations held in memory, the rest made again or in temporary files; default 512MiB", RUN, "BYTES", read=parse_quantity,
-               show_default=False),
+               show_default=False, check=_check_memory),
     ] = MEMORY  # fmt: skip
 
     @property
     def memory_bytes(self) -> int:
-        return int(self.memory.value if isinstance(self.memory, Quantity) else self.memory)
+        assert isinstance(self.memory, Quantity)
+        return int(self.memory.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +267,6 @@ class OneshotOptions(Fitting, Distributed, Resumed, QuantizedLast, ZeroingOption
 
     def check(self) -> None:
         super().check()
-        if isinstance(self.memory, Quantity) and self.memory.kind not in ("bytes", "plain"):
-            raise PruneError("--memory takes a number of bytes", "write it as 2GB or 500MB")
         if self.steps is not None and not self.trains:
             raise PruneError("--steps is of training between cuts",
                              "add --finetune-epochs or --recover distill, or leave --steps out")  # fmt: skip

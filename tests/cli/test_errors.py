@@ -29,7 +29,7 @@ BAD_USAGE = [
     ("inspect {model} --nm", "--nm", "prune inspect --help"),
     ("inspect {model} --nm 4:2", "'4:2' is not an N:M pattern", "2:4"),
     ("inspect {model} --nm x", "'x' is not an N:M pattern", "2:4"),
-    ("inspect {model} --format xml", "'xml' is not one of", "prune inspect --help"),
+    ("inspect {model} --format xml", "'xml' is unknown", "choose from table, json, markdown"),
     ("inspect {model} --report out.pdf", "out.pdf", ".json, .md or .html"),
     ("inspect {model} --report no/such/folder/out.json", "no/such/folder", "existing folder"),
     ("inspect {model} --dim batch", "--dim batch", "batch=1"),

@@ -16,6 +16,8 @@ from prunecli.cli.recipes.plan import plan
 from prunecli.cli.recipes.read import read_recipe
 from prunecli.cli.settings import Defaults
 from prunecli.cli.terminal import terminal
+from prunecli.errors import PruneError
+from prunecli.options.declare import Declared, declared_of
 from tests.cli.conftest import SAMPLES, Prune
 
 GLOBAL = {"help", "version", "quiet", "verbose", "color", "isolated", "print_recipe"}
@@ -35,48 +37,44 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def texts_for(param: Any) -> list[str]:
-    """Values that a parameter takes, by its type: an option that is added later gets some too."""
-    given = str(param.metavar).split("|")[0]
-    if given == "ORIGINAL" or (given == "D" and param.type.name in ("str", "text")):
-        return ["d.npz", *param.metavar.split("|")[1:]] if given == "D" else ["m.onnx", *param.metavar.split("|")[1:]]
-    if param.metavar == "'NAME OP NUMBER'":
+def texts_for(declared: Declared) -> list[str]:
+    """Values that an option takes, by its type: an option that is added later gets some too."""
+    given, *others = declared.metavar.split("|")
+    plain = declared.kind in (str, object) and declared.option.read is None
+    if given == "ORIGINAL" or (given == "D" and plain):
+        return ["d.npz" if given == "D" else "m.onnx", *others]
+    if declared.metavar == "'NAME OP NUMBER'":
         return ["accuracy<0.5", "f1.drop > 1%"]
-    if param.type.name == "choice":
-        return [str(choice) for choice in param.type.choices]
-    if param.type.name in ("path", "file", "directory"):
-        return [f"{param.name}.json"]  # files that are written must differ
-    return [AWKWARD, "-x", "0.50", "true"] if param.type.name in ("str", "text") else taken(param)
+    if declared.choices:
+        return list(declared.choices)
+    if declared.kind is Path:
+        return [f"{declared.name}.json"]  # files that are written must differ
+    return [AWKWARD, "-x", "0.50", "true"] if plain else taken(declared)
 
 
-def taken(param: Any) -> list[str]:
+def taken(declared: Declared) -> list[str]:
     found = []
     for text in TRIED:
-        with contextlib.suppress(Exception):
-            param.type.convert(text, param, None)
+        with contextlib.suppress(PruneError):
+            declared.single(text)
             found.append(text)
     return found
 
 
 def command_lines(name: str) -> list[list[str]]:
     """One per value of every option, and one with all options at once."""
-    params = [p for p in command_named(name).params if p.name not in GLOBAL]
-    arguments = [
-        ["m.onnx", "other.onnx"][at] for at, p in enumerate(p for p in params if p.param_type_name == "argument")
-    ]
+    arguments = ["m.onnx", "other.onnx"][: len(COMMANDS[name].arguments)]
     lines: list[list[str]] = [arguments]
     everything: list[str] = []
-    for param in params:
-        if param.param_type_name == "argument":
-            continue
-        option = max(param.opts, key=len)
-        if param.is_flag:
+    for declared in declared_of(COMMANDS[name].options_class):
+        option = f"--{declared.name}"
+        if declared.kind is bool:
             own = [[option]]
         else:
-            values = texts_for(param)
+            values = texts_for(declared)
             assert values, f"{name} {option}: say in texts_for what it takes"
             own = [[f"{option}={value}"] for value in values]
-            own += [[f"{option}={value}" for value in values]] if param.multiple else []
+            own += [[f"{option}={value}" for value in values]] if declared.many else []
         lines += [[*arguments, *words] for words in own]
         everything += own[0]
     return [*lines, [*everything, *arguments]]

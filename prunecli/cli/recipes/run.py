@@ -17,7 +17,7 @@ from prunecli.cli.recipes.plan import CommandNamed, PlannedStep, RecipePlan, pla
 from prunecli.cli.recipes.read import Change, RunRecipe, changes_of, read_recipe
 from prunecli.cli.settings import Defaults, Setting, find_defaults, place_of_error, resolved
 from prunecli.cli.terminal import WorkBegins, checking, explain, interrupted, say, terminal
-from prunecli.errors import GateFailed, PruneError
+from prunecli.errors import GateFailed, InvalidValue, PruneError
 from prunecli.files import Scratch
 from prunecli.recipe.options import RunOptions
 from prunecli.recipe.result import (
@@ -187,29 +187,26 @@ def invoke(planned: PlannedStep) -> None:
     command, isolated = planned.command, terminal.isolated
     try:
         context = command.make_context(planned.step.command, list(planned.words))
+    except InvalidValue as error:
+        raise planned.step.settings[error.option].invalid(error) from error
     except typer.BadParameter as error:
-        raise _bad_value(error, planned) from error
+        raise _missing(error, planned) from error
     finally:
         terminal.isolated = isolated  # a step is, this process need not be
     with context:
         command.invoke(context)
 
 
-def _bad_value(error: Any, planned: PlannedStep) -> PruneError:
-    name, step = getattr(error.param, "name", None), planned.step
-    slot = next((slot for slot in schema_of(step.command).values() if slot.name == name), None)
-    cause = error.__cause__.hint if isinstance(error.__cause__, PruneError) else ""
-    hint = cause or f"`prune {step.command} --help` explains the options"
-    if slot is None or slot.key not in step.settings:
-        missing = f"{step.title} needs {slot.key}" if slot else error.format_message()
-        return PruneError(f"{step.place}: {missing}", hint)
-    return step.settings[slot.key].error(error.message.rstrip("."), hint)
+def _missing(error: Any, planned: PlannedStep) -> PruneError:
+    step = planned.step
+    key = next(slot.key for slot in schema_of(step.command).values() if slot.name == error.param.name)
+    return PruneError(f"{step.place}: {step.title} needs {key}", f"`prune {step.command} --help` explains the options")
 
 
 def placed(error: PruneError, planned: PlannedStep) -> PruneError:
     """Add to an error the place of the option that it names, or of the step."""
     settings: list[Setting] = list(planned.step.settings.values())
-    if any(error.message.startswith(f"{setting.place}: ") for setting in settings):
+    if any(error.message.startswith(f"{place}: ") for setting in settings for place in (setting.place, *setting.items)):
         return error
     place = place_of_error(error.message, error.hint, settings) or planned.step.place
     error.args = (f"{place}: {planned.step.title}: {error.message}",)
@@ -251,8 +248,6 @@ def _from_recipe(ctx: typer.Context, plan: RecipePlan) -> dict[str, Any]:
         texts = [resolved(text, slot, setting.folder) for text in setting.texts]
         try:
             found[key] = param.process_value(ctx, slot.value(texts))
-        except typer.BadParameter as error:
-            raise setting.error(error.message, "`prune run --help` explains it") from error
-        except PruneError as error:  # of one value of several
-            raise setting.error(error.message, error.hint) from error
+        except InvalidValue as error:
+            raise setting.invalid(error) from error
     return found
