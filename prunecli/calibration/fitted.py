@@ -26,7 +26,8 @@ from prunecli.masks.decide import Decision, Masked
 from prunecli.model import Model
 from prunecli.model.constants import Holder
 from prunecli.model.loading import file_sha256
-from prunecli.model.tensors import CHUNK, MappedTensor
+from prunecli.model.tensors import MappedTensor
+from prunecli.model.writing import CHUNK
 from prunecli.storage.stored import unmap
 from prunecli.types import Json
 

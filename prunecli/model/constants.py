@@ -24,6 +24,7 @@ from prunecli.model.graphs import all_graphs
 from prunecli.operators import Refused, Role, operator_of, role_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Reshape, Shape, Step, Transpose
+from prunecli.operators.operator import input_of
 from prunecli.registry import into
 from prunecli.storage.stored import stored
 
@@ -212,13 +213,14 @@ def _undoes(after: ir.Node, before: ir.Node) -> bool:
     """Whether a DequantizeLinear makes zeros of what the QuantizeLinear before it made of zeros: one zero point."""
     if after.op_type != "DequantizeLinear" or before.op_type != "QuantizeLinear":
         return False
-    ours, theirs = (node.inputs[2] if len(node.inputs) > 2 else None for node in (after, before))
-    if ours is theirs:
-        return True
-    known = [stored(value) for value in (ours, theirs)]
-    held = [np.zeros((), np.int8) if value is None else tensor.numpy() if tensor is not None else None
-            for value, tensor in zip((ours, theirs), known, strict=True)]  # fmt: skip
-    return all(array is not None for array in held) and bool(np.all(held[0] == held[1]))
+    return same_zero_point(input_of(after, 2), input_of(before, 2))
+
+
+def same_zero_point(one: ir.Value | None, other: ir.Value | None) -> bool:
+    """Whether two zero points, stored or the same value, are alike; an absent one is 0."""
+    held = [np.zeros(1, np.int8) if value is None else tensor.numpy() if (tensor := stored(value)) is not None else None
+            for value in (one, other)]  # fmt: skip
+    return one is other or (all(array is not None for array in held) and bool(np.all(held[0] == held[1])))
 
 
 @through(*PARTS)

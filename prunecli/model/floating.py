@@ -22,12 +22,12 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.errors import PruneError
-from prunecli.model.constants import Constant, Holder, behind, holders
+from prunecli.model.constants import Constant, Holder, behind, holders, same_zero_point
 from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
 from prunecli.model.loading import Model
-from prunecli.model.quantised import UNREAD, Quantised, Unfolded, block_table, experts, nbits, quantised
+from prunecli.model.quantised import UNREAD, Grid, Quantised, Unfolded, block_table, experts, nbits, quantised
 from prunecli.operators import MICROSOFT, operator_of
-from prunecli.operators.attributes import integer, number, text
+from prunecli.operators.attributes import UnreadableAttributeError, integer, number, text
 from prunecli.operators.operator import input_of
 from prunecli.registry import into_operators
 from prunecli.storage.stored import stored, unmap
@@ -126,6 +126,10 @@ class _UnknownError(Exception):
     """An operator reads or makes integers in a way that is not known."""
 
 
+NONSENSE = (UnreadableAttributeError, LookupError, ValueError, ArithmeticError, AttributeError, AssertionError)
+"""What a rule meets where a node lacks an input, or tensors have other ranks and sizes than its operator asks for."""
+
+
 def touches_integers(node: ir.Node) -> bool:
     """Whether a node reads or makes integers that stand for other numbers."""
     return (node.domain, node.op_type) in RESTATED
@@ -143,16 +147,18 @@ def floating(model: ir.Model) -> FloatingForm:
     work = model.clone()
     work.meta.update(model.meta)
     form = FloatingForm(work)
+    graphs = list(all_graphs(work))
+    read = {value for graph in graphs for value in _values(graph) if value.uses()}
+    editor = Restatement(form)
     try:
-        for graph in all_graphs(work):
-            editor = Restatement(form, graph)
-            read = {value for value in _values(graph) if value.uses()}
-            for node in list(graph):
-                editor.visit(node)
-            _drop_unread(graph, (read | editor.made) - editor.unread)
-    except _UnknownError as reason:
-        model.meta[UNREAD] = str(reason)
-        return FloatingForm(model, problem=str(reason))
+        for graph in graphs:
+            editor.restate(graph)
+    except (_UnknownError, *NONSENSE) as reason:
+        problem = str(reason) if isinstance(reason, _UnknownError) else f"quantised operators make no sense: {reason}"
+        model.meta[UNREAD] = problem
+        return FloatingForm(model, problem=problem)
+    for graph in reversed(graphs):
+        _drop_unread(graph, (read | editor.made) - editor.unread)
     return form
 
 
@@ -233,54 +239,61 @@ stand for, and give the type that they read."""
 
 @dataclass
 class Restatement:
-    """The restatement of one graph, in place.
+    """The restatement of a model's graphs, in place, one after the other.
 
     Attributes:
+        graph: the one that is being restated.
         real: values that integer operators may read as numbers.
-        reads: where nodes (and which input of theirs) read as integers what are numbers now.
+        reads: the nodes that read as integers what are numbers now.
+        visited: the nodes that have been restated or left as they are.
         made: new constants.
         unread: values whose numbers nothing reads in the file either.
         products: of the DequantizeLinear of a layer's bias, the scales of its data and its weight.
     """
 
     form: FloatingForm
-    graph: ir.Graph
+    graph: ir.Graph = field(init=False)
     real: set[ir.Value] = field(default_factory=set)
-    reads: set[tuple[ir.Node, int]] = field(default_factory=set)
+    reads: set[ir.Node] = field(default_factory=set)
+    visited: set[ir.Node] = field(default_factory=set)
     made: set[ir.Value] = field(default_factory=set)
     unread: set[ir.Value] = field(default_factory=set)
     products: dict[ir.Node, tuple[ir.Value, ...]] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.taken = taken_names(self.graph)
-        for node in self.graph:
+    def restate(self, graph: ir.Graph) -> None:
+        """All nodes of one graph; those of the graphs that it reads from are."""
+        self.graph, self.taken = graph, taken_names(graph)
+        for node in graph:
             makers = [value.producer() if value is not None else None for value in node.inputs[:3]]
             known = [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
             if operator_of(node).bias == 2 and len(known) == 3:
                 self.products[known[2]] = tuple(v for v in (known[0].inputs[1], known[1].inputs[1]) if v is not None)
+        for node in list(graph):
+            self._visit(node)
 
-    def visit(self, node: ir.Node) -> None:
+    def _visit(self, node: ir.Node) -> None:
         """Restate one node; the ones before it are."""
         if node.graph is None:  # left out together with one before it
             return
         rule = RESTATED.get((node.domain, node.op_type))
         if rule is not None:
             rule(self, node)
-        elif any((node, index) in self.reads for index in range(len(node.inputs))):
+        elif node in self.reads:
             self._follow(node)
+        self.visited.add(node)
 
     def _follow(self, node: ir.Node) -> None:
         """A node that treats what was integers as it treats numbers."""
-        if node.op_type == "Cast":
-            if ir.DataType(integer(node, "to", 0)).is_floating_point():
-                return
-            raise _UnknownError(f"{node.op_type} {node.name!r} makes other integers of quantised ones")
         known = operator_of(node)
         if node.domain or not (known.moves or known.of_shape or node.op_type in FOLLOWING):
             raise _UnknownError(f"{node.op_type} {node.name!r} reads quantised integers")
-        if node.op_type == "Pad" and len(node.inputs) > 2 and node.inputs[2] is not None:
-            node.resize_inputs(2)
+        if node.op_type == "Pad" and text(node, "mode", "constant") == "constant":
+            points = [input_of(use.node, 2) for use in node.outputs[0].uses()]  # where all that reads integers has it
+            if not all(same_zero_point(input_of(node, 2), point) for point in points):
+                raise _UnknownError(f"Pad {node.name!r} puts integers that stand for other numbers than zero")
+            if input_of(node, 2) is not None:
+                node.replace_input_with(2, None)
         if not known.of_shape:
             self.make_real(*node.outputs)
 
@@ -296,8 +309,15 @@ class Restatement:
             if value.is_graph_output():
                 raise _UnknownError(f"the output {value.name!r} gives quantised integers")
             value.type = ir.TensorType(ir.DataType.FLOAT)
-            self.real.add(value)
-            self.reads.update((use.node, use.idx) for use in value.uses())
+            self._read_as_numbers(value, value)
+
+    def _read_as_numbers(self, value: ir.Value, integers: ir.Value) -> None:
+        """A value is real; whoever reads `integers` reads it."""
+        self.real.add(value)
+        for reader in dict.fromkeys(use.node for use in integers.uses()):
+            self.reads.add(reader)
+            if reader in self.visited and not touches_integers(reader):
+                self._follow(reader)
 
     def numbers(self, value: Value, scale: Value, zero_point: Value, *, axis: int = 1, before: ir.Node) -> Value:
         """The numbers that a value stands for: itself where it is real by now, a stored weight, or a DequantizeLinear
@@ -329,8 +349,7 @@ class Restatement:
         value.shape, value.type = ir.Shape(source.shape), ir.TensorType(source.dtype)
         value.meta[SOURCE] = source
         self.form.sources.setdefault(value.name or "", source)
-        self.real.add(value)
-        self.reads.update((use.node, use.idx) for use in value.uses())
+        self._read_as_numbers(value, value)
         return value
 
     def looked_up(self, rows: ir.Value, scale: Value, zero_point: Value, before: ir.Node) -> bool:
@@ -343,7 +362,6 @@ class Restatement:
         if table is None or found is None or isinstance(stored(table), RealTensor):
             return False
         self.weight(table, found, before)
-        self.make_real(rows)
         return True
 
     def follow(self, parameter: Value, owner: ir.Value, source: Quantised) -> None:
@@ -430,8 +448,7 @@ class Restatement:
 
     def merge(self, node: ir.Node, source: ir.Value) -> None:
         """Leave out a node that makes integers of numbers."""
-        self.real.add(source)
-        self.reads.update((use.node, use.idx) for use in node.outputs[0].uses())
+        self._read_as_numbers(source, node.outputs[0])
         self.skip(node, source)
 
     def stored_again(self, node: ir.Node, scale: Value, zero_point: Value) -> None:
@@ -452,13 +469,10 @@ class Restatement:
     def _ends(self, zero_point: Value) -> tuple[bool, bool]:
         """Whether no number is negative, or none positive."""
         tensor = stored(zero_point)
-        if tensor is None or tensor.dtype.is_floating_point():
+        if tensor is None:
             return zero_point is None, False
-        array = np.asarray(tensor.numpy())
-        kind = np.iinfo(array.dtype) if array.dtype.kind in "iu" else None
-        if kind is None:
-            return False, False
-        return bool((array == kind.min).all()), bool((array == kind.max).all())
+        array, grid = np.asarray(tensor.numpy()).astype(np.float64), Grid.of(tensor.dtype)
+        return bool((array == grid.low).all()), bool((array == grid.high).all())
 
     def _through(self, node: ir.Node, op: str, *others: ir.Value) -> None:
         """Let the output of a node be what `op` makes of it."""
@@ -479,9 +493,6 @@ def _holds_the_same(one: Quantised, other: Quantised) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("scale", "zero_point"))
 
 
-UNSIGNED = (ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT4)
-
-
 @restates("QuantizeLinear")
 @restates("QuantizeLinear", domain=MICROSOFT)
 def _quantize(r: Restatement, node: ir.Node) -> None:
@@ -489,13 +500,13 @@ def _quantize(r: Restatement, node: ir.Node) -> None:
     source, zero_point = node.inputs[0], input_of(node, 2)
     assert source is not None
     out = node.outputs[0]
-    unsigned = zero_point is not None or integer(node, "output_dtype", 0) in (0, *UNSIGNED)
+    unsigned = zero_point is not None or not _stated_type(node).is_signed()
     r.form.rounded[out.name or ""] = _names(node.inputs[1], zero_point)
     if out.is_graph_output():
         return
     if (unfolded := _unfolded(node, source, zero_point)) is not None:
         weight = r.weight(source, unfolded, node)
-        r.reads.update((use.node, use.idx) for use in out.uses())
+        r._read_as_numbers(weight, out)
         r.skip(node, weight)
         return
     _follow_vectors(r, node, source)
@@ -511,13 +522,17 @@ def _quantize(r: Restatement, node: ir.Node) -> None:
         r.merge(node, source)
 
 
+def _stated_type(node: ir.Node) -> ir.DataType:
+    """What a QuantizeLinear without zero point gives."""
+    return ir.DataType(integer(node, "output_dtype", 0) or ir.DataType.UINT8)
+
+
 def _unfolded(node: ir.Node, source: ir.Value, zero_point: Value) -> Unfolded | None:
     """A weight stored in floating point that nothing else reads, by the scales by which it becomes integers."""
     held, offset = stored(source), stored(zero_point)
     if held is None or not held.dtype.is_floating_point() or len(list(source.uses())) > 1 or source.is_graph_output():
         return None
-    default = ir.DataType(integer(node, "output_dtype", 0) or ir.DataType.UINT8)
-    kind = offset.dtype if offset is not None else default
+    kind = offset.dtype if offset is not None else _stated_type(node)
     axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
     found = quantised(source, node.inputs[1], zero_point, axis=axis, block=block)
     return None if found is None or kind.is_floating_point() else Unfolded.of(found, kind)
@@ -589,10 +604,9 @@ def _moved_weight(r: Restatement, node: ir.Node, moved: Constant) -> None:
     if axis is None and not single:
         return
     found = quantised(moved.way[0], node.inputs[1], input_of(node, 2), axis=axis or 0)
-    if found is None or isinstance(moved.tensor, RealTensor):
+    if found is None:
         return
     r.weight(moved.way[0], found, node)
-    r.make_real(*moved.way[1:])
     r.skip(node, moved.way[-1])
 
 
@@ -627,8 +641,7 @@ def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[
     """op(x - zero point, w - zero point) in integers. The scale that a stored weight's result is multiplied with
     afterwards is the weight's; where it is not found the weight is read as its steps."""
     x, w = node.inputs[:2]
-    if x is None or w is None:
-        raise _UnknownError(f"{node.op_type} {node.name!r} lacks an input")
+    assert x is not None and w is not None
     tail = _Tail.of(r, node)
     scales = tail.stored if tail is not None else ()
     if x not in r.real:
@@ -848,10 +861,9 @@ def _lstm(r: Restatement, node: ir.Node) -> None:
     i = [input_of(node, index) for index in range(12)]
     matrices = []
     for value, scale, zero_point in ((i[1], i[8], i[9]), (i[2], i[10], i[11])):
-        source = _by_direction(value, scale, zero_point)
-        if value is None:
-            raise _UnknownError(f"{node.op_type} {node.name!r} lacks a weight")
-        matrices.append(r.insert(node, "Transpose", [r.weight(value, source, node)], attributes={"perm": [0, 2, 1]}))
+        assert value is not None
+        weight = r.weight(value, _by_direction(value, scale, zero_point), node)
+        matrices.append(r.insert(node, "Transpose", [weight], attributes={"perm": [0, 2, 1]}))
     keep = tuple(name for name in node.attributes)
     r.become(node, "LSTM", [i[0], *matrices, *i[3:8]], keep=keep)
 

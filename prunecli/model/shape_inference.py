@@ -71,9 +71,12 @@ class Facts:
             self.shapes[value] = shape
 
 
-INFERRED_AS = {("", "MaxPool"): 22, ("", "AveragePool"): 22, ("", "LpPool"): 22}
+INFERRED_AS = {
+    ("", "MaxPool"): 22, ("", "AveragePool"): 22, ("", "LpPool"): 22,
+    ("", "GreaterOrEqual"): 16, ("", "LessOrEqual"): 16,
+}  # fmt: skip
 """Opsets from which ONNX infers what onnxruntime computes at any opset: `ceil_mode` adds no window that would begin
-beyond the input and the padding before it."""
+beyond the input and the padding before it, and comparisons have a shape."""
 
 
 def know_constant(facts: Facts, value: ir.Value) -> None:
@@ -169,7 +172,7 @@ def _infer_by_schema(node: ir.Node, facts: Facts, model: ir.Model) -> None:
         _learn_type(facts, out, result.get(out.name) if out.name else None)  # several may be left unnamed
     _check_reshape(node, facts)
     if all(out not in facts.shapes for out in node.outputs):
-        _shape_by_value(node, facts)
+        raise ValueError("the output shape depends on data")
 
 
 def _check_reshape(node: ir.Node, facts: Facts) -> None:
@@ -207,17 +210,6 @@ def _learn_type(facts: Facts, out: ir.Value, found: onnx.TypeProto | None) -> No
         if any(d.dim_value < 0 for d in dims):
             raise ValueError("the input is too small for it")
         facts.shapes[out] = tuple(d.dim_value for d in dims)
-
-
-def _shape_by_value(node: ir.Node, facts: Facts) -> None:
-    """Shapes that depend on values ONNX does not look at (a rank-0 Reshape, Range, computed Expand)."""
-    arrays = [facts.value(v) for v in node.inputs]
-    known = all(v is None or a is not None for v, a in zip(node.inputs, arrays, strict=True))
-    if not known or node.op_type not in FOLDS or node.domain != "":
-        raise ValueError("the output shape depends on data")
-    out, result = node.outputs[0], fold(node, arrays)[0]
-    facts.shapes[out] = result.shape
-    facts.dtypes.setdefault(out, int(ir.DataType.from_numpy(result.dtype)))
 
 
 def _fold_values(node: ir.Node, facts: Facts) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 """Element types whose values this program reads, scores and zeroes."""
@@ -36,9 +33,6 @@ QUANTISED = frozenset(
     }
 )
 """Element types that hold quantised weights; passed through untouched."""
-
-CHUNK = 1 << 22
-"""Bytes copied at a time when a tensor streams from file to file."""
 
 
 def byte_count(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
@@ -85,22 +79,8 @@ class MappedTensor(ir.ExternalTensor):
             self._view = raw.view(self.dtype.numpy().newbyteorder("<")).reshape(dims)
         return self._view
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return np.asarray(self.numpy(), dtype=dtype)
-
     def tobytes(self) -> bytes:
         return self._bytes().tobytes()
-
-    def tofile(self, file: BinaryIO) -> None:
-        offset, length = self.span
-        with Path(self.location).open("rb") as source:
-            source.seek(offset)
-            while length > 0:
-                chunk = source.read(min(CHUNK, length))
-                if not chunk:
-                    raise OSError(f"{self.location} became shorter while it was read")
-                file.write(chunk)
-                length -= len(chunk)
 
     def release(self) -> None:
         """Let go of the mapping; the pages leave memory once no view of them is alive."""

@@ -19,12 +19,14 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.tensors import CHUNK, byte_count
+from prunecli.model.tensors import byte_count
 from prunecli.storage.stored import unmap
 
 ALIGNMENT = 4096
 """Offsets of large tensors, so that a reader can map them directly."""
 ALIGN_FROM = 1 << 20
+CHUNK = 1 << 22
+"""Bytes of a piece: one is hashed while the next is written."""
 WRITE = 1 << 17
 """Bytes handed to the system at once: pieces of megabytes took two to three times as long where measured."""
 
@@ -110,29 +112,13 @@ def write_data(path: Path, tensors: list[ir.TensorProtocol], places: list[Span])
 
 
 def chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
-    """The bytes of `tensor` in ONNX's raw form (little-endian, packed), in pieces.
-
-    Raises:
-        PruneError: there are not as many as its type and shape say.
-    """
-    data, length = _raw(tensor), size_of(tensor)
-    if len(data) != length:
-        raise PruneError(
-            f"internal: tensor '{tensor.name}' has {len(data)} bytes, its shape says {length}",
-            "please report this",
-        )
+    """The bytes of `tensor` in ONNX's raw form (little-endian, packed), in pieces."""
+    length = size_of(tensor)
+    packed = tensor.dtype.bitwidth < 8
+    data = tensor.tobytes() if packed else np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+    assert len(data) == length, f"tensor '{tensor.name}' has {len(data)} bytes, its shape says {length}"
     for start in range(0, length, CHUNK):
-        yield data[start : start + CHUNK]
-
-
-def _raw(tensor: ir.TensorProtocol) -> memoryview:
-    """The bytes of `tensor`, without a copy where the array is already laid out that way."""
-    if tensor.dtype.bitwidth < 8:
-        return memoryview(tensor.tobytes())
-    array = np.ascontiguousarray(tensor.numpy())
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8).data)
+        yield memoryview(data)[start : start + CHUNK]
 
 
 LIMIT = (1 << 31) - 1

@@ -67,6 +67,11 @@ def model(nodes: list[onnx.NodeProto], weights: dict[str, Any], **options: Any) 
     return made
 
 
+def described(made: onnx.ModelProto) -> onnx.ModelProto:
+    made.graph.value_info.append(info("w", BIG))
+    return made
+
+
 def with_function() -> onnx.ModelProto:
     inner = [const("w", weight("50%")), const("v", weight("95%")), *two()]
     function = helper.make_function("my", "F", ["x"], ["y"], inner, [helper.make_opsetid("", 17)])
@@ -78,6 +83,7 @@ ODD: list[tuple[str, Callable[[], onnx.ModelProto], dict[str, str]]] = [
     ("initializers", lambda: model(two(), {"w": weight("50%"), "v": weight("95%")}), {"w": "mask", "v": "gaps"}),
     ("constants", lambda: model([const("w", weight("2:4")), const("v", weight("1x4")), *two()], {}),
      {"w": "mask", "v": "blocks"}),
+    ("described", lambda: described(model(two(), {"w": weight("50%"), "v": weight("95%")})), {"w": "mask", "v": "gaps"}),
     ("tied", lambda: model([node("MatMul", ["x", "w"], ["z0"]), node("Add", ["z0", "x"], ["z1"]),
                             node("MatMul", ["z1", "w"], ["y"])], {"w": weight("50%")}), {"w": "mask"}),
     ("branches", with_branches, {"a": "mask", "b": "gaps", "outer": "mask"}),
@@ -101,6 +107,8 @@ def test_models_of_every_build(
         assert run(tmp_path / "p.onnx", x)[0].tobytes() == run(path, x)[0].tobytes()
     unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
     assert outline(tmp_path / "d.onnx") == outline(path)
+    described = [[value.name for value in onnx.load(p).graph.value_info] for p in (path, tmp_path / "d.onnx")]
+    assert described[0] == described[1]
     weights = [{w.name: w.array().tobytes() for w in find_weights(load(p)).all()} for p in (path, tmp_path / "d.onnx")]
     assert weights[0] == weights[1]
 
@@ -176,6 +184,46 @@ def test_old_opsets_are_raised_only_as_far_as_needed(opset: int, ir: int, tmp_pa
     assert [row.encoding for row in found.rows] == ["mask"]
     assert [entry.version for entry in onnx.load(tmp_path / "p.onnx").opset_import] == [11]
     assert any(f"raised from {opset} to 11" in note for note in found.notes) == (opset < 11)
+    assert compare(path, tmp_path / "p.onnx").identical
+
+
+def old(nodes: list[onnx.NodeProto], **options: Any) -> onnx.ModelProto:
+    return model([*nodes, node("MatMul", ["x", "w"], ["y"])], {"w": weight("50%")}, opset=8, **options)
+
+
+def old_function() -> onnx.ModelProto:
+    made = with_function()
+    made.opset_import[0].version = made.functions[0].opset_import[0].version = 8
+    return made
+
+
+UNRAISED: list[tuple[str, Callable[[], onnx.ModelProto], str]] = [
+    ("functions", old_function, "models with functions cannot be converted"),
+    ("an operator that changed", lambda: old([node("Scan", ["x"], ["z"])]), "ONNX cannot convert it: "),
+    ("an operator that there is not", lambda: old([node("Odd", ["x"], ["z"])]), "ONNX cannot convert it: "),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "words"), UNRAISED, ids=[u[0] for u in UNRAISED])
+def test_opsets_that_cannot_be_raised(
+    name: str, make: Callable[[], onnx.ModelProto], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PruneError) as caught:
+        pack(save_proto(make(), tmp_path), output=tmp_path / "p.onnx")
+    assert f"uses opset 8; decoding needs 11, and {words}" in caught.value.message and "\n" not in caught.value.message
+    assert caught.value.hint == "export it with a newer opset"
+
+
+def test_a_model_of_other_domains_alone_is_given_the_standard_one(tmp_path: Path) -> None:
+    made = model([node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft")], {"w": weight("50%")},
+                 domains=["com.microsoft"])  # fmt: skip
+    del made.opset_import[0]
+    path = save_proto(made, tmp_path)
+    pack(path, output=tmp_path / "p.onnx")
+    assert {each.domain: each.version for each in onnx.load(tmp_path / "p.onnx").opset_import} == {
+        "": 11,
+        "com.microsoft": 1,
+    }
     assert compare(path, tmp_path / "p.onnx").identical
 
 

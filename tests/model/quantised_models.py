@@ -151,12 +151,17 @@ def integer_to_float() -> Net:
     return net.add("MatMulIntegerToFloat", "xq w s w_s z w_z b", "y", MICROSOFT)
 
 
-def nbits(bits: int = 4, k: int = 32, zero: bool = False, bias: bool = False, order: Any = None) -> Net:
-    """x (.., k) to 4 outputs in blocks of 16. order: which block's scale an input has."""
+def nbits(
+    bits: int = 4, k: int = 32, zero: bool = False, bias: bool = False, order: Any = None, points: Any = None
+) -> Net:
+    """x (.., k) to 4 outputs in blocks of 16. order: which block's scale an input has; points: the type of zero
+    points that are not packed."""
     net, blocks = Net(21), -(-k // 16)
     net.integers("w", (4, blocks, 16 * bits // 8), U).hold(w_s=net.rng.uniform(0.01, 0.1, 4 * blocks).astype(F))
     if zero:
         net.integers("w_z", (4 * -(-blocks * bits // 8),), U)
+        if points is not None:
+            net.hold(w_z=net.rng.integers(0, 1 << bits, (4, blocks)).astype(points))
     net.hold(b=np.ones(4, F))
     names = f"x w w_s {'w_z' if zero else '_'} _ {'b' if bias else ''}" if zero or bias else "x w w_s"
     if order is not None:
@@ -218,6 +223,13 @@ def int4() -> Net:
     return net.add("DequantizeLinear", "w w_s", "wf", axis=1).add("MatMul", "x wf", "y")
 
 
+def narrow() -> Net:
+    """Floating-point numbers of 8 bits in place of integers."""
+    array = Net().rng.normal(size=(6, 4)) * 50
+    net = Net(21).hold(w=helper.make_tensor("w", TensorProto.FLOAT8E4M3FN, (6, 4), array.reshape(-1)), w_s=F(0.02))
+    return net.add("DequantizeLinear", "w w_s", "wf").add("MatMul", "x wf", "y")
+
+
 def unfolded(scale: Any = 0.02, zero: Any = 0, dtype: Any = np.int8, axis: int | None = None) -> Net:
     """A floating-point weight that is quantised and dequantised while the model runs."""
     net = Net(13).hold(w=Net().rng.normal(size=(6, 4)).astype(F), q_s=np.asarray(scale, F), q_z=np.asarray(zero, dtype))
@@ -231,6 +243,33 @@ def transposed(scale: Any = 0.02) -> Net:
     net = Net(13).integers("w", (4, 6)).hold(w_s=np.asarray(scale, F), w_z=np.zeros(np.shape(scale), np.int8))
     net.add("Transpose", "w", "wt", perm=[1, 0]).add("DequantizeLinear", "wt w_s w_z", "wf", axis=1)
     return net.add("MatMul", "x wf", "y")
+
+
+def rounded_data(zero: int | None = 128, kind: int = TensorProto.UINT8, scale: Any = 0.03, axis: int = 1) -> Net:
+    """Data that is rounded, by an optional zero point, times a weight; along an axis data and weight are images."""
+    along = {} if np.ndim(scale) == 0 else {"axis": axis}
+    net, names = Net(21).hold(q_s=np.asarray(scale, F)), "q_s" if zero is None else "q_s q_z"
+    net.hold(q_z=helper.make_tensor("q_z", kind, np.shape(scale), [zero or 0] * np.size(scale)))
+    net.add("QuantizeLinear", f"x {names}", "q", **along).add("DequantizeLinear", f"q {names}", "xf", **along)
+    net.integers("w", (4, 3, 3, 3) if along else (6, 4)).hold(w_s=F(0.02), w_z=np.int8(0))
+    return _dq(net, "w", "wf").add("Conv" if along else "MatMul", "xf wf", "y")
+
+
+def padded(value: int = 128) -> Net:
+    """Integers are padded before they become numbers."""
+    net = _q(Net(13), "x", "xq").hold(p=np.array([0, 1, 0, 1]), k=U(value)).add("Pad", "xq p k", "pq")
+    net.nodes[-1].input[2] = "xq_z" if value == 128 else "k"
+    return net.add("DequantizeLinear", "pq xq_s xq_z", "y")
+
+
+def in_a_branch(net: Net, after: int) -> Net:
+    """The nodes from that number on run in a branch of an If that is always taken."""
+    nodes, result = net.nodes[after:], helper.make_tensor_value_info("in", TensorProto.FLOAT, None)
+    nodes[-1].output[0] = "in"
+    branch = helper.make_graph(nodes, "then", [], [result])
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["in"])], "else", [], [result])
+    net.nodes = net.nodes[:after]
+    return net.hold(yes=np.array(True)).add("If", "yes", "y", then_branch=branch, else_branch=other)
 
 
 def embedding() -> Net:
@@ -278,14 +317,16 @@ def two_readers(scale: Any, zero: int, own: Any = 0.02) -> Net:
     return net.add("DequantizeLinear", "w o_s o_z", "vf").add("MatMul", "x vf", "b").add("Add", "a b", "y")
 
 
-def transposed_twice(second: bool) -> Net:
-    """Integers that are transposed, once or each time anew, become numbers by two scales."""
+def transposed_twice(second: bool, early: bool = False) -> Net:
+    """Integers that are transposed, once or each time anew (`early`: both times at once), become numbers by two
+    scales."""
     net = transposed()
     del net.nodes[-1]
     net.hold(o_s=F(0.05), o_z=np.int8(5)).add("MatMul", "x wf", "a")
     if second:
         net.add("Transpose", "w", "wu", perm=[1, 0])
     net.add("DequantizeLinear", f"{'wu' if second else 'wt'} o_s o_z", "vf").add("MatMul", "x vf", "b")
+    net.nodes.sort(key=lambda made: made.op_type != "Transpose" if early else 0)
     return net.add("Add", "a b", "y")
 
 
@@ -296,6 +337,14 @@ def block_embedding(bits: int, zero: bool = False) -> Net:
     net.add("Clip", "x low high", "xc").add("Cast", "xc", "i", to=TensorProto.INT64)
     names = f"w i w_s{' w_z' if zero else ''}"
     return net.add("GatherBlockQuantized", names, "y", MICROSOFT, bits=bits, block_size=16)
+
+
+def typed_block_embedding() -> Net:
+    """Rows of a table (7, 32) of a 4-bit type in blocks of 16."""
+    array = Net().rng.integers(-8, 8, (7, 32), endpoint=False)
+    net = block_embedding(8).hold(w=helper.make_tensor("w", TensorProto.INT4, (7, 32), array.reshape(-1)))
+    net.nodes[-1].attribute.remove(next(each for each in net.nodes[-1].attribute if each.name == "bits"))
+    return net
 
 
 def embedding_twice() -> Net:
@@ -331,8 +380,8 @@ def unary(op: str, **attributes: Any) -> Net:
     return net.add("DequantizeLinear", "yq y_s y_z", "y")
 
 
-def binary(op: str) -> Net:
-    net = _q(_q(Net(13), "x", "xq"), "x", "zq", 0.02).hold(y_s=F(0.1), y_z=U(128))
+def binary(op: str, zero: int = 128) -> Net:
+    net = _q(_q(Net(13), "x", "xq"), "x", "zq", 0.02).hold(y_s=F(0.1), y_z=U(zero))
     net.add(op, "xq xq_s xq_z zq zq_s zq_z y_s y_z", "yq", MICROSOFT)
     return net.add("DequantizeLinear", "yq y_s y_z", "y")
 
@@ -381,6 +430,7 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("MatMulNBits, 4 bits", nbits, (3, 32), "w"),
     ("MatMulNBits, 8 bits", lambda: nbits(8), (3, 32), "w"),
     ("MatMulNBits, zero points", lambda: nbits(zero=True), (3, 32), "w"),
+    ("MatMulNBits, zero points in floating point", lambda: nbits(zero=True, points=F), (3, 32), "w"),
     ("MatMulNBits, an odd number of blocks", lambda: nbits(k=48, zero=True, bias=True), (3, 48), "w"),
     ("MatMulNBits, the last block not full", lambda: nbits(k=40), (3, 40), "w"),
     ("MatMulNBits, 8 bits, the last block not full", lambda: nbits(8, k=40, zero=True), (3, 40), "w"),
@@ -395,11 +445,13 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("blocks along the inputs, the last not full", blocked_in_part, WIDE, "w"),
     ("a number beside the weight", scaled, ROWS, "w"),
     ("int4", int4, ROWS, "w"),
+    ("float8", narrow, ROWS, "w"),
     ("floating point, quantised while it runs", unfolded, ROWS, "w"),
     ("the same, per channel, clipped at both ends", lambda: unfolded(PER_CHANNEL / 4, [0] * 4, axis=1), ROWS, "w"),
     ("the same, clipped to one sign", lambda: unfolded(0.01, 0, U), ROWS, "w"),
     ("a table of rows", embedding, (5, 6), "w"),
     ("GatherBlockQuantized, bytes", lambda: block_embedding(8), (5, 6), "w"),
+    ("GatherBlockQuantized, 4-bit type", typed_block_embedding, (5, 6), "w"),
     ("GatherBlockQuantized, 4 bits, zero points", lambda: block_embedding(4, True), (5, 6), "w"),
     ("blocks without zero points", lambda: blocked(zero=False), WIDE, "w"),
     ("transposed integers", transposed, ROWS, "w"),
@@ -407,6 +459,8 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("one weight by two scales", lambda: two_readers(0.05, 0), ROWS, "w"),
     ("one weight by two zero points", lambda: two_readers(0.05, 7), ROWS, "w"),
     ("one weight by two scales per channel", lambda: two_readers(2 * PER_CHANNEL, 0, PER_CHANNEL), ROWS, "w"),
+    ("one weight by two zero points and one scale", lambda: two_readers(0.02, 7), ROWS, "w"),
+    ("integers transposed twice at once by two scales", lambda: transposed_twice(True, early=True), ROWS, "w"),
     ("transposed integers by two scales", lambda: transposed_twice(False), ROWS, "w"),
     ("integers transposed twice by two scales", lambda: transposed_twice(True), ROWS, "w"),
     ("rows that QLinearMatMul reads", lambda: rows_of_integers("QLinearMatMul"), (5, 6), "w"),
@@ -417,6 +471,14 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("int8 without zero point", signed_without_zero_point, ROWS, "w"),
     ("DynamicQuantizeLSTM", lstm, (5, 2, 3), "w"),
     ("QAttention", attention, (2, 5, 8), "w"),
+    ("data of one sign, 4 bits", lambda: rounded_data(0, TensorProto.UINT4, 0.2), ROWS, ""),
+    ("data of the other sign", lambda: rounded_data(255), ROWS, ""),
+    ("data of one sign, no zero point", lambda: rounded_data(None), ROWS, ""),
+    ("data by scales per channel", lambda: rounded_data(scale=[0.03, 0.04, 0.05]), IMAGE, ""),
+    ("padded integers", padded, ROWS, ""),
+    ("a branch that reads integers from outside", lambda: in_a_branch(qdq(), 1), IMAGE, ""),
+    ("a branch that needs constants", lambda: in_a_branch(rounded_data(255), 0), ROWS, ""),
+    ("QLinearAdd of one sign", lambda: binary("QLinearAdd", 255), ROWS, ""),
     ("QLinearAdd", lambda: binary("QLinearAdd"), ROWS, ""),
     ("QLinearMul", lambda: binary("QLinearMul"), ROWS, ""),
     ("QLinearConcat", concat, ROWS, ""),

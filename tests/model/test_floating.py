@@ -12,14 +12,36 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
+from prunecli.errors import PruneError
 from prunecli.evaluation.profile import readers
 from prunecli.model import find_weights, load, save
 from prunecli.model.constants import holders
 from prunecli.model.floating import RESTATED, floating, floats_of, requantise, stored_as
+from prunecli.model.graphs import all_graphs
 from prunecli.model.loading import Model
-from prunecli.model.quantised import Quantised, packed, unpacked
+from prunecli.model.quantised import UNREAD, Quantised, packed, unpacked
 from prunecli.runtime import Session
-from tests.model.quantised_models import CASES, IMAGE, MICROSOFT, Net, qdq
+from tests.model.quantised_models import (
+    CASES,
+    IMAGE,
+    MICROSOFT,
+    Net,
+    block_embedding,
+    blocked,
+    conv_integer,
+    embedding,
+    lstm,
+    matmul_integer,
+    nbits,
+    padded,
+    qdq,
+    qlinear_conv,
+    rounded_data,
+    transposed,
+    transposed_twice,
+    two_readers,
+    unary,
+)  # fmt: skip
 
 WEIGHTS = [case for case in CASES if case[3]]
 Made = Callable[[], Net]
@@ -50,7 +72,7 @@ def test_computes_the_same_but_for_rounding(
     file = opened(tmp_path, made(), shape)
     form = floating(file.ir)
     assert not form.problem
-    assert not {(node.domain, node.op_type) for node in form.model.graph} & RESTATED.keys()
+    assert not {(node.domain, node.op_type) for graph in all_graphs(form.model) for node in graph} & RESTATED.keys()
     save(Model(form.model, file.path, ""), tmp_path / "float.onnx")
     given, found = run(file.path, shape), run(tmp_path / "float.onnx", shape)
     # activations have steps of 0.02 to 0.1, sums of a few of them err by some steps
@@ -97,6 +119,7 @@ WORDS = [
     ("int8", "int8, one scale"),
     ("per channel", "int8, scales per channel"),
     ("MatMulNBits, 4 bits", "4-bit integers, a scale per 16"),
+    ("floating point, quantised while it runs", "float32, rounded to int8 at every run"),
 ]
 
 
@@ -180,6 +203,120 @@ def test_what_is_not_known_leaves_the_model_alone() -> None:
     form = floating(model)
     found = {holder.name for holder in holders(form.model) if stored_as(holder.tensor) is not None}
     assert found == {"v"} or form.model is model
+
+
+def changed(net: Net, op: str, inputs: str | None = None, **attributes: Any) -> Net:
+    """The last node of that operator with other inputs and attributes."""
+    node = [node for node in net.nodes if node.op_type == op][-1]
+    if inputs is not None:
+        node.ClearField("input")
+        node.input.extend("" if name == "_" else name for name in inputs.split())
+    net.nodes[net.nodes.index(node)].attribute.extend(onnx.helper.make_attribute(*each) for each in attributes.items())
+    return net
+
+
+def computed(net: Net, name: str) -> Net:
+    """What is stored by that name is computed."""
+    net.constants[f"{name}.stored"] = net.constants.pop(name)
+    net.nodes.insert(0, onnx.helper.make_node("Abs", [f"{name}.stored"], [name]))
+    return net
+
+
+def without(net: Net, *names: str) -> Net:
+    """No nodes that make these values, and an output of another kind."""
+    net.nodes = [node for node in net.nodes if node.output[0] not in names]
+    return net
+
+
+def scales(net: Net, **arrays: Any) -> Net:
+    return net.hold(**{name: np.asarray(array, np.float32) for name, array in arrays.items()})
+
+
+REFUSED: list[tuple[str, Made, str]] = [
+    # name, model, why its integers are left alone
+    ("a computed scale", lambda: computed(qdq(), "w_s"), "the scale of 'w' is computed, or does not fit it"),
+    ("scales of another size", lambda: scales(qdq(), w_s=np.ones(5)), "'w' is computed, or does not fit it"),
+    ("blocks of another number", lambda: scales(blocked(), w_s=np.ones((3, 6))), "computed, or does not fit it"),
+    ("blocks without a scale each", lambda: scales(blocked(), w_s=1), "quantised operators make no sense"),
+    ("blocks by two scales", lambda: two_blocked(), "'w' is read by several scales in blocks"),
+    ("transposed, by two scales per channel", lambda: scales(transposed_twice(False), w_s=[1, 2, 3, 4], o_s=[1] * 4),
+     "read by several scales that are no single numbers"),
+    ("integers that are cast", lambda: changed(embedding(), "DequantizeLinear").add("Cast", "r", "z", to=1),
+     "Cast 'z' reads quantised integers"),
+    ("integers as an output", lambda: _through("Transpose", "xq"), "the output 'y' gives quantised integers"),
+    ("scales of data from the end", lambda: rounded_data(scale=[1, 1, 1], axis=-3), "scales of data in a way"),
+    ("padded with another number", lambda: padded(3), "other numbers than zero"),
+    ("no weight", lambda: changed(matmul_integer(), "MatMulInteger", "xq _ z w_z"), "make no sense"),
+    ("integers of no scale", lambda: changed(matmul_integer(), "MatMulInteger", "u w z w_z").hold(u=np.ones((5, 6), np.uint8)),
+     "reads integers of an unknown scale"),
+    ("a scale that is not found", lambda: without(matmul_integer(), "f", "y").add("Identity", "i", "y"),
+     "the scale of 'w' is not found behind MatMulInteger"),
+    ("scales that are data", lambda: changed(matmul_integer(), "Mul", "f x"), "'w' is not found behind"),
+    ("scales that are computed", lambda: changed(conv_integer(True), "Mul", "f f"), "scales behind ConvInteger 'i' are not"),
+    ("a bias by a computed scale", lambda: computed(qlinear_conv(), "xq_s"), "bias of QLinearConv 'cq' is computed"),
+    ("groups in 8 bits", lambda: nbits(8, order=np.arange(32) * 7 % 32 // 16), "by groups of its inputs (g_idx)"),
+    ("groups that there are not", lambda: nbits(order=np.arange(32)), "by groups of its inputs (g_idx)"),
+    ("a computed scale of blocks", lambda: computed(nbits(), "w_s"), "how MatMulNBits 'y' stores its weight is not"),
+    ("packed in a shape of its own", lambda: nbits().hold(w=np.zeros((4, 16), np.uint8)), "make no sense"),
+    ("other blocks than stored", lambda: changed(nbits(k=40), "MatMulNBits", K=64), "is not known"),
+    ("zero points between integers", lambda: scales(nbits(zero=True), w_z=np.full((4, 2), 7.5)), "is not known"),
+    ("a table in blocks of rows", lambda: changed(block_embedding(8), "GatherBlockQuantized", quantize_axis=0),
+     "stores its table is not known"),
+    ("a table by a computed scale", lambda: computed(block_embedding(8), "w_s"), "stores its table is not known"),
+    ("LSTM by a computed scale", lambda: computed(lstm(), "w_s"), "the scale of 'w' is computed"),
+    ("channels last", lambda: changed(unary("QLinearAveragePool", kernel_shape=[2, 2]), "QLinearAveragePool", channels_last=1),
+     "has its channels last"),
+]  # fmt: skip
+
+
+def two_blocked() -> Net:
+    net = blocked()
+    net.nodes[-1].output[0] = net.nodes[-1].name = "p"
+    net.hold(o_s=np.full((2, 6), 0.5, np.float32)).add("DequantizeLinear", "w o_s w_z", "vf", axis=0, block_size=4)
+    return net.add("MatMul", "x vf", "q").add("Add", "p q", "y")
+
+
+def _through(op: str, source: str) -> Net:
+    net = Net(13).hold(xq_s=np.float32(0.1), xq_z=np.uint8(3)).add("QuantizeLinear", "x xq_s xq_z", source)
+    return net.add(op, source, "y")
+
+
+@pytest.mark.parametrize(("name", "made", "words"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_why_integers_are_left_alone_is_said(name: str, made: Made, words: str) -> None:
+    model = ir.from_proto(made().model((5, 6)))
+    form = floating(model)
+    assert words in form.problem
+    assert form.model is model and model.meta[UNREAD] == form.problem and not form.sources
+
+
+LEFT: list[tuple[str, Made]] = [
+    ("a computed scale", lambda: computed(transposed(), "w_s")),
+    ("scales per channel of what is reshaped", lambda: reshaped([0.1, 0.2, 0.3, 0.4])),
+]
+
+
+def reshaped(scale: Any) -> Net:
+    net = Net(13).integers("w", (4, 6)).hold(w_s=np.float32(scale), w_z=np.zeros(4, np.int8), shape=np.array([6, 4]))
+    net.add("Reshape", "w shape", "wt").add("DequantizeLinear", "wt w_s w_z", "wf", axis=1)
+    return net.add("MatMul", "x wf", "y")
+
+
+@pytest.mark.parametrize(("name", "made"), LEFT, ids=[case[0] for case in LEFT])
+def test_moved_integers_that_cannot_be_read_stay_in_the_form(name: str, made: Made, tmp_path: Path) -> None:
+    file = opened(tmp_path, made(), (5, 6))
+    form = floating(file.ir)
+    assert not form.sources and not form.problem
+    save(Model(form.model, file.path, ""), tmp_path / "float.onnx")
+    assert np.array_equal(run(file.path, (5, 6)), run(tmp_path / "float.onnx", (5, 6)))
+
+
+def test_a_scale_of_two_weights_is_cut_with_both_or_not_at_all() -> None:
+    net = scales(two_readers(0.05, 0, [0.1] * 4)).integers("v", (6, 4))
+    changed(net, "DequantizeLinear", "v w_s w_z")
+    form = floating(ir.from_proto(net.model((5, 6))))
+    assert np.array_equal(form.extended({"w": {1: np.array([2])}, "v": {1: np.array([2])}})["w_s"][0], [2])
+    with pytest.raises(PruneError, match="the scale 'w_s' is shared by weights that lose different channels"):
+        form.extended({"w": {1: np.array([2])}})
 
 
 def test_bytes_of_a_packed_weight_are_what_numpy_reads(tmp_path: Path) -> None:

@@ -258,6 +258,12 @@ def test_sorted_nodes_keep_their_order(tmp_path: Path) -> None:
     assert model.notes == []
 
 
+def test_fields_of_a_newer_onnx_are_dropped_and_noted(tmp_path: Path) -> None:
+    path = save_proto(linear(), tmp_path)
+    path.write_bytes(path.read_bytes() + b"\xc0\x3e\x01")  # field 1000 is the number 1
+    assert load(path).notes == ["fields that this version of ONNX does not know were dropped; is the file newer?"]
+
+
 def test_the_standard_domain_goes_by_two_names(tmp_path: Path) -> None:
     model = linear()
     model.opset_import[0].domain = model.graph.node[0].domain = "ai.onnx"

@@ -100,6 +100,20 @@ CASES: list[tuple[str, list[onnx.NodeProto], tuple[int, ...] | None]] = [
         (0,),
     ),
     ("absurd range", counting(1 << 60, 1), (1 << 60,)),
+    (
+        "range beyond the integers",
+        [
+            scalar("a", -(1 << 62) * 2),
+            scalar("b", (1 << 63) - 1),
+            scalar("c", 1 << 31),
+            node("Range", ["a", "b", "c"], ["y"]),
+        ],
+        (0,),
+    ),
+    ("comparison before opset 16", [scalar("n", np.float32(1)), node("GreaterOrEqual", ["n", "x"], ["y"])], (4, 2, 3)),
+    ("no input", [node("QuickGelu", [""], ["y"], domain="com.microsoft")], None),
+    ("no opset of the domain", [node("Binarizer", ["x"], ["y"], domain="ai.onnx.ml")], None),
+    ("scan with too few inputs", [node("Scan", ["x"], ["z", "y"], body=SCAN, num_scan_inputs=1)], None),
     ("absurd tile", [ints("r", 1 << 40, 1, 1), node("Tile", ["x", "r"], ["y"])], (1 << 42, 2, 3)),
     ("window larger than the input", [node("MaxPool", ["x"], ["y"], kernel_shape=[9])], None),
 ]
@@ -109,7 +123,8 @@ CASES: list[tuple[str, list[onnx.NodeProto], tuple[int, ...] | None]] = [
 def test_shapes_of_hard_cases(
     name: str, nodes: list[onnx.NodeProto], shape: tuple[int, ...] | None, tmp_path: Path
 ) -> None:
-    model = proto(nodes, {"x": ("n", 2, 3), "cond": ()}, weights={"w": floats(3, 3)}, domains=["my"])
+    opset = 13 if "before" in name else 17
+    model = proto(nodes, {"x": ("n", 2, 3), "cond": ()}, weights={"w": floats(3, 3)}, opset=opset, domains=["my"])
     model.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
     shapes = concrete_shapes(loaded(model, tmp_path), Dims({"n": 4}))
     y = shapes_by_name(shapes)["y"]
@@ -127,10 +142,10 @@ def _values(shapes: Any) -> list[Any]:
 
 def test_functions_take_shapes_and_attributes_from_the_call(tmp_path: Path) -> None:
     function = helper.make_function(
-        "my", "Flat", ["a"], ["o"], [node("Flatten", ["a"], ["o"])], [helper.make_opsetid("", 17)], ["axis"]
+        "my", "Flat", ["a", "unused"], ["o"], [node("Flatten", ["a"], ["o"])], [helper.make_opsetid("", 17)], ["axis"]
     )
     function.node[0].attribute.add(name="axis", ref_attr_name="axis", type=onnx.AttributeProto.INT)
-    nodes = [node("Flat", ["x"], ["a"], domain="my", axis=2), node("Flat", ["x"], ["b"], domain="my")]
+    nodes = [node("Flat", ["x"], ["a"], domain="my", axis=2), node("Flat", ["x", ""], ["b"], domain="my")]
     model = proto(nodes, {"x": (4, 2, 3)}, ["a", "b"], functions=[function], domains=["my"])
     shapes = concrete_shapes(loaded(model, tmp_path))
     assert [shapes.facts.shapes[n.outputs[0]] for n in shapes.facts.inner] == [(8, 3), (4, 6)]

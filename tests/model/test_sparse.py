@@ -52,6 +52,7 @@ BAD_SPARSE: list[tuple[str, tuple[int, ...], np.ndarray, int, str]] = [
     ("count", (3, 4), np.array([1]), 2, "indices that do not fit"),
     ("type", (3, 4), np.array([1, 2], np.int32), 2, "indices that do not fit"),
     ("bomb", (1 << 20, 1 << 14), np.array([1, 2]), 2, "would take 68719476736 bytes"),
+    ("outside", (3, 4), np.array([1, 7]), -2, "is stored in an external file"),
     ("absurd", (1 << 40, 1 << 40), np.array([1, 2]), 2, "impossible shape"),
 ]
 
@@ -61,5 +62,11 @@ def test_bad_sparse_tensors(
     name: str, dims: tuple[int, ...], indices: np.ndarray, count: int, words: str, tmp_path: Path
 ) -> None:
     model = proto([node("MatMul", ["x", "w"], ["y"])])
-    model.graph.sparse_initializer.append(coo(dims, indices, np.ones(count, np.float32)))
+    sparse = coo(dims, indices, np.ones(abs(count), np.float32))
+    if count < 0:
+        sparse.values.data_location = onnx.TensorProto.EXTERNAL
+        sparse.values.external_data.add(key="location", value="m.data")
+        (tmp_path / "m.data").write_bytes(sparse.values.raw_data)
+        sparse.values.ClearField("raw_data")
+    model.graph.sparse_initializer.append(sparse)
     refused(save_proto(model, tmp_path), words)

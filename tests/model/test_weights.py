@@ -112,11 +112,12 @@ def test_weights_in_subgraphs_and_functions(tmp_path: Path) -> None:
     nodes = [
         constant("yes", value=numpy_helper.from_array(np.array(True))),
         node("If", ["yes"], ["h"], then_branch=branch("t", "w"), else_branch=branch("e", "w")),
+        node("If", ["yes"], ["g"], then_branch=branch("t", "w"), else_branch=branch("t", "w")),
         node("Dense", ["h", "outer"], ["y"], domain="local"),
     ]
     model = proto(nodes, weights={"outer": floats(4, 4)}, functions=[function], domains=["local"])
-    names = {w.name: w.op for w in find_weights(loaded(model, tmp_path)).prunable}
-    assert names == {"outer": "MatMul", "w": "MatMul", "t/w": "MatMul", "inside": "MatMul"}
+    names = [w.name for w in find_weights(loaded(model, tmp_path)).prunable]
+    assert sorted(names) == ["inside", "outer", "t/w", "t/w#2", "t/w#3", "w"]
 
 
 def test_sharing_is_noted_and_tied_tables_are_embeddings(tmp_path: Path) -> None:
@@ -201,6 +202,35 @@ def test_other_reasons(tmp_path: Path) -> None:
     assert "float8e4m3fn" in reasons["f8"]
     assert "attributes" in reasons["lr"]
     assert "index" not in reasons
+
+
+UNREADABLE: list[tuple[str, list[onnx.NodeProto]]] = [
+    # name, nodes between the stored tensor "s" (3, 4) and MatMul's "w", of which what they do is not known
+    ("a reshape to a computed shape", [node("Abs", ["shape"], ["t"]), node("Reshape", ["s", "t"], ["w"])]),
+    ("a reshape that does not fit", [node("Reshape", ["s", "odd"], ["w"])]),
+    ("a squeeze of an axis of 3", [node("Squeeze", ["s", "axis"], ["w"])]),
+    ("a flatten of another type", [node("Flatten", ["s"], ["w"], axis=0.5)]),
+]
+
+
+@pytest.mark.parametrize(("name", "between"), UNREADABLE, ids=[u[0] for u in UNREADABLE])
+def test_moves_that_cannot_be_followed_end_the_way(name: str, between: list[onnx.NodeProto], tmp_path: Path) -> None:
+    weights = {"s": floats(3, 4), "shape": np.array([3, 4]), "odd": np.array([5, 5]), "axis": np.array([0])}
+    found = find_weights(loaded(proto([*between, node("MatMul", ["x", "w"], ["y"])], weights=weights), tmp_path))
+    assert not found.all()
+    (skipped,) = (s for s in found.skipped if s.name == "s")
+    assert between[-1].op_type in skipped.reason
+
+
+def test_a_move_that_depends_on_the_caller_ends_the_way(tmp_path: Path) -> None:
+    inner = [node("Squeeze", ["k"], ["w"]), node("MatMul", ["a", "w"], ["o"])]
+    inner[0].attribute.add(name="axes", ref_attr_name="axes", type=onnx.AttributeProto.INTS)
+    imports = [helper.make_opsetid("", 11)]
+    function = helper.make_function("local", "Dense", ["a", "k"], ["o"], inner, imports, ["axes"])
+    call = node("Dense", ["x", "s"], ["y"], domain="local", axes=[0])
+    model = proto([call], weights={"s": floats(1, 3, 4)}, functions=[function], domains=["local"], opset=11)
+    found = find_weights(loaded(model, tmp_path))
+    assert not found.all() and "Squeeze" in found.skipped[0].reason
 
 
 QUANTISED_WHILE_RUNNING: list[tuple[list[str], list[str], bool, bool]] = [
