@@ -181,8 +181,7 @@ def _others(removed: Removed) -> Iterator[Section]:
         for branch in removed.branches
     ]
     for one in removed.interface:
-        nodes = "1 node" if one.nodes == 1 else f"{one.nodes} nodes"
-        told = f"with {nodes} that only it used" if one.what == "output" else "nothing reads it"
+        told = f"with {how_many(one.nodes, 'node')} that only it used" if one.what == "output" else "nothing reads it"
         rows.append([f"{one.what} {some(list(one.names))}", told])
     if removed.last_token is not None:
         rows.append([f"positions of {removed.last_token.output}", "all but the last, as asked"])
@@ -192,10 +191,10 @@ def _others(removed: Removed) -> Iterator[Section]:
         told = f"not among the {len(cut.kept):,} kept ({cut.wanted.what}, and what they need); {place}"
         rows.append([f"{cut.before - len(cut.kept):,} of {cut.before:,} tokens", told])
     if removed.tidied.duplicates:
-        count = len(removed.tidied.duplicates)
-        rows.append([f"{count} tensors ({removed.tidied.bytes:,} bytes)", "stored twice"])
+        tensors = how_many(len(removed.tidied.duplicates), "tensor")
+        rows.append([f"{tensors} ({removed.tidied.bytes:,} bytes)", "stored twice"])
     if removed.tidied.copies:
-        rows.append([f"{removed.tidied.copies} nodes", "they only passed a value on"])
+        rows.append([how_many(removed.tidied.copies, "node"), "only passed a value on"])
     if rows:
         yield Table("Also gone", (Column("what"), Column("why")), rows, top=TOP)
 

@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from prunecli.errors import PruneError
+from prunecli.report.render import to_markdown
+from prunecli.shrinking.report import to_document
 from tests.dependency.net import Net
 from tests.shrinking.nets import Build, array, largest_difference, put, rows, saved, shrunk
 
@@ -295,6 +297,98 @@ def cropped(n: Net) -> None:
     dead(n)
 
 
+def between(n: Net, *ops: Any, factor: float = 2.0, equal: bool = True) -> None:
+    """Operators between a Gemm (unit 6 is a multiple of unit 1, or a constant) and another."""
+    h = n("Gemm", n.x("N", 4), n.w(8, 4, name="W"), n.w(8, name="b"), transB=1)
+    for op in ops:
+        h = op(h)
+    n.out(n("Gemm", h, n.w(8, 3), n.w(3)))
+    for name in ("W", "b"):
+        rows(n, name, 6, factor * array(n, name)[1] if equal else 0.0)
+    if not equal:
+        rows(n, "b", 6, 0.3)
+
+
+def vector(n: Net, **changed: float) -> str:
+    """Eight numbers, of which some are stated: `_6=0`."""
+    numbers = np.linspace(0.5, 1.2, 8).astype(np.float32)
+    for name, number in changed.items():
+        numbers[int(name[1:])] = number
+    return n.c(numbers)
+
+
+def behind_a_product(n: Net, added: bool, last: bool = False) -> None:
+    """A constant unit before a MatMul, which has no bias: an Add behind it takes the constant, or a new one does."""
+    h = n("Relu", n("Add", n("MatMul", n.x("N", 4), n.w(4, 8, name="W")), n.w(8, name="b")))
+    h = n("MatMul", h, n.w(8, 3))
+    n.out(n("Add", h, n.w(3)) if added else h if last else n("Tanh", h))
+    rows(n, "W", 2, axis=1)
+    rows(n, "b", 2, 0.3)
+
+
+def into_recurrent(n: Net) -> None:
+    """A constant feature of a sequence goes into the bias of what reads it."""
+    h = n("Relu", n("Add", n("MatMul", n.x("T", 2, 4), n.w(4, 6, name="W")), n.w(6, name="b")))
+    y, _ = n("GRU", h, n.w(1, 15, 6), n.w(1, 15, 5), n.w(1, 30), outputs=2, hidden_size=5)
+    n.out(n("Squeeze", y, n.c([1])))
+    rows(n, "W", 3, axis=1)
+    rows(n, "b", 3, 0.3)
+
+
+def in_parts(n: Net) -> None:
+    """Exporters store the weights of a recurrent operator by gate and join them in the graph."""
+    w, r = n.w(1, 24, 4), n.w(1, 24, 6)
+    rows(n, w, 20, axis=1)
+    rows(n, r, 20, axis=1)
+    parts = [n("Concat", *n("Split", name, n.c([12, 12]), axis=1, outputs=2), axis=1) for name in (w, r)]
+    y, _ = n("LSTM", n.x("T", 2, 4), *parts, outputs=2, hidden_size=6)
+    n.out(n("MatMul", n("Squeeze", y, n.c([1])), n.w(6, 3)))
+
+
+def image(n: Net, *ops: Any, equal: bool = False, bias: float = 0.3, size: int = 8) -> None:
+    """Operators between two convolutions: channel 2 is a constant, or channel 2 is twice channel 5."""
+    h = n("Conv", n.x("N", 3, "H", "W"), n.w(8, 3, 1, 1, name="W"), n.w(8, name="b"))
+    for op in ops:
+        h = op(h)
+    n.out(n.conv(h, size, 4))
+    rows(n, "W", 2, 2 * array(n, "W")[5] if equal else 0.0)
+    rows(n, "b", 2, 2 * array(n, "b")[5] if equal else bias)
+
+
+def pad(n: Net, *more: Any, pads: Any = (0, 0, 1, 1, 0, 0, 1, 1)) -> Any:
+    given = [n.c(np.float32(number)) for number in more]
+    return lambda h: n("Pad", h, n.c(list(pads)), *given)
+
+
+def zero_branch(n: Net, last: bool, size: Any) -> None:
+    """A branch of zeros of the stream's size, or of one that makes the sum larger."""
+    x, wide = n.x("N", 8, *size), n.x("N", 8, "H", "W")
+    branch = n("Conv", wide, n.c(np.zeros((8, 8, 1, 1), np.float32)))
+    h = n("Add", x, branch)
+    n.out(h if last else n.conv(h, 8, 4))
+
+
+def fed_bias(n: Net) -> None:
+    """What a Gemm adds is an input."""
+    h = n("Relu", n("Gemm", n.x("N", 4), n.w(8, 4, name="W"), n.x(8), transB=1))
+    n.out(n("Gemm", h, n.w(8, 3)))
+    rows(n, "W", [2, 5])
+
+
+def fed_factor(n: Net) -> None:
+    """Every unit times one number that is an input."""
+    h = n("Mul", n("Gemm", n.x("N", 4), n.w(8, 4, name="W"), n.w(8, name="b"), transB=1), n.x(1))
+    n.out(n("Gemm", n("Relu", h), n.w(8, 3)))
+    dead(n)
+
+
+def training_norm(n: Net) -> None:
+    """Scale 0 of a normalisation by statistics of the batch."""
+    h = n("BatchNormalization", n.conv(n.x("N", 3, "H", "W"), 3, 8), vector(n, _3=0), vector(n, _3=0), n.w(8), n.positive(8),
+          training_mode=1, outputs=3)[0]  # fmt: skip
+    n.out(n.conv(n("Relu", h), 8, 4))
+
+
 def equal_heads(n: Net) -> None:
     attention(n, "none")
     for name in "qkv":
@@ -339,6 +433,69 @@ CASES: list[tuple[str, Build | Any, int, int, bool]] = [
     ("Resize that fills", cropped, 0, 0, False),
     ("Pad that repeats", repeated, 2, 0, True),
     ("branch that broadcasts", other_batch, 0, 0, False),
+    ("branch that is larger", lambda n: zero_branch(n, False, (1, 1)), 0, 0, False),
+    ("branch before an output", lambda n: zero_branch(n, True, ("H", "W")), 0, 1, False),
+    ("twice, Neg", lambda n: between(n, lambda h: n("Neg", h)), 1, 0, True),
+    ("twice, halved", lambda n: between(n, lambda h: n("Mul", h, n.c(np.float32(0.5)))), 1, 0, True),
+    ("twice, divided by others", lambda n: between(n, lambda h: n("Div", h, vector(n))), 1, 0, True),
+    (
+        "equal, less equals",
+        lambda n: between(n, lambda h: n("Sub", h, vector(n, _1=0.3, _6=0.3)), factor=1),
+        1,
+        0,
+        True,
+    ),
+    ("equal, less others", lambda n: between(n, lambda h: n("Tanh", n("Sub", h, vector(n))), factor=1), 0, 0, False),
+    ("a number over zero", lambda n: between(n, lambda h: n("Div", h, vector(n, _6=0)), equal=False), 0, 0, False),
+    (
+        "zero over a number",
+        lambda n: between(n, lambda h: n("Div", n("Sub", h, vector(n, _6=0.3)), vector(n)), equal=False),
+        1,
+        0,
+        True,
+    ),
+    (
+        "constant, Clip",
+        lambda n: between(n, lambda h: n("Clip", h, n.c(np.float32(0.4)), n.c(np.float32(2))), equal=False),
+        1,
+        0,
+        True,
+    ),
+    (
+        "constant, sum and difference",
+        lambda n: between(n, lambda h: n("Sub", n("Add", h, h), n("Tanh", h)), equal=False),
+        1,
+        0,
+        True,
+    ),
+    ("constant before a MatMul", lambda n: behind_a_product(n, False), 1, 0, True),
+    ("constant before the last MatMul", lambda n: behind_a_product(n, False, last=True), 1, 0, True),
+    ("constant before a MatMul and an Add", lambda n: behind_a_product(n, True), 1, 0, True),
+    ("constant before a GRU", into_recurrent, 1, 0, True),
+    ("LSTM in parts", in_parts, 1, 0, False),
+    ("Pad of a constant with it", lambda n: image(n, pad(n, 0.3)), 1, 0, True),
+    ("Pad of a constant with another", lambda n: image(n, pad(n, 0.5)), 0, 0, False),
+    ("Pad of zeros", lambda n: image(n, lambda h: n("Relu", h), pad(n), bias=-1), 1, 0, False),
+    ("Pad of multiples", lambda n: image(n, pad(n), equal=True), 1, 0, True),
+    ("Pad of multiples with a number", lambda n: image(n, pad(n, 0.3), equal=True), 0, 0, False),
+    ("Pad of channels", lambda n: image(n, pad(n, 0.3, pads=(0, 1, 0, 0, 0, 1, 0, 0)), size=10), 3, 0, True),
+    (
+        "equal, InstanceNormalization",
+        lambda n: image(n, lambda h: n("InstanceNormalization", h, *[vector(n, _2=1, _5=1)] * 2), equal=True),
+        0,
+        0,
+        False,
+    ),
+    (
+        "twice, Resize",
+        lambda n: image(n, lambda h: n("Resize", h, "", n.c(np.float32([1, 1, 2, 2])), mode="nearest"), equal=True),
+        1,
+        0,
+        True,
+    ),
+    ("bias that is fed", fed_bias, 0, 0, False),
+    ("zero times what is fed", fed_factor, 1, 0, False),
+    ("BatchNormalization in training", training_norm, 0, 0, False),
     ("head unread", lambda n: attention(n, "output"), 1, 0, False),
     ("LSTM", lambda n: recurrent(n, "LSTM", 4, 3), 2, 0, False),
     ("LSTM, forget gate", lambda n: recurrent(n, "LSTM", 4, 2), 1, 0, False),
@@ -488,5 +645,7 @@ def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:
     h = net("Relu", net("MatMul", net.x("N", 24), net.c(weight)))
     net.out(net("Dropout", net("Identity", net("MatMul", h, net.c(weight)))))
     found = shrunk(saved(net, tmp_path / "m.onnx"))
+    page = to_markdown(to_document(found))
+    assert "1 tensor (2,304 bytes)" in page and "only passed a value on" in page and "1 node " in page
     assert found.removed.tidied.bytes == weight.nbytes and found.removed.tidied.copies == 1
     assert largest_difference(tmp_path / "m.onnx", tmp_path / "out.onnx", net.shapes) == 0

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from prunecli.errors import PruneError
+from prunecli.report.render import to_markdown
+from prunecli.shrinking.report import to_document
 from prunecli.shrinking.tokenizer import TokenizerFile
 from tests.dependency.net import Net
 from tests.shrinking.nets import run, saved, shrunk
@@ -22,6 +24,8 @@ TEXT = (
     "A man is playing a guitar", "a woman rides the brown horse", "two dogs are running over green fields!",
     "nobody is playing; the guitar lies near the horse", "Unhappiness, unhappily unhappier", "ein Mädchen läuft",
 )  # fmt: skip
+REFERRING = {"BPE": "RobertaProcessing", "WordPiece": "BertProcessing"}
+"""Kinds whose post-processor is one of its own; the others have a template."""
 KIND = ("WordPiece", "WordLevel", "BPE", "Unigram")
 
 
@@ -43,9 +47,12 @@ def tokenizer(kind: str, path: Path) -> TokenizerFile:
         made.pre_tokenizer = pre.BertPreTokenizer() if kind == "WordPiece" else pre.Whitespace()
         trainer = getattr(trainers, f"{kind}Trainer")(vocab_size=120, special_tokens=special)
     made.train_from_iterator(TEXT * 3, trainer)
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(name, made.token_to_id(name)) for name in special[2:]]
-    )
+    ends = [(name, made.token_to_id(name)) for name in special[2:]]
+    processors = tokenizers.processors
+    if kind in REFERRING:
+        made.post_processor = processors.Sequence([getattr(processors, REFERRING[kind])(ends[1], ends[0])])
+    else:
+        made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     made.enable_padding(pad_id=made.token_to_id("[PAD]"), pad_token="[PAD]")
     made.save(str(path))
     return TokenizerFile.read(path)
@@ -96,6 +103,10 @@ def test_a_text_says_which_tokens_stay(kind: str, tmp_path: Path) -> None:
     found = shrunk(path, vocabulary=tmp_path / "corpus.txt", tokenizer=tmp_path / "t.json")
     cut = found.removed.vocabulary
     assert cut is not None and cut.wanted.what == "a text of 2 lines"
+    new = {old: number for number, old in enumerate(cut.kept)}
+    special = {word: new[old] for word, old in whole.ids.items() if word.startswith("[") and word.endswith("]")}
+    assert found.to_json()["removed"]["vocabulary"]["special_tokens"] == special
+    assert "new ids are in the tokenizer written" in to_markdown(to_document(found))
     assert found.verification.detail == "equal to the bit"
     assert found.tokenizer == str(tmp_path / "out.tokenizer.json")
     small = TokenizerFile.read(Path(found.tokenizer))
@@ -127,6 +138,7 @@ def test_the_graph_can_take_the_old_ids(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("3\n7\n9\n21\n")
     found = shrunk(path, vocabulary=tmp_path / "ids.txt", unknown_token="1")
     assert found.removed.vocabulary is not None and list(found.removed.vocabulary.kept) == [1, 3, 7, 9, 21]
+    assert "4 kept" not in (page := to_markdown(to_document(found))) and "35 of 40 tokens" in page
     assert found.tokenizer is None and found.verification.detail == "equal to the bit"
     for ids, same in (([[3, 9, 21]], [[3, 9, 21]]), ([[3, 8, 39]], [[3, 1, 1]])):
         (got,) = run(tmp_path / "out.onnx", {"input_ids": np.array(ids)}).values()
@@ -186,6 +198,18 @@ def computed_ids(n: Net) -> Net:
     return n.out(n("Add", n("Gather", table, ids), n("Gather", table, n("Mod", n("Add", ids, n.c(1)), n.c(30)))))
 
 
+def two_lengths(n: Net) -> Net:
+    ids = n.x("N", "T", name="input_ids", limit=30)
+    return n.out(n("Add", n("Gather", n.w(30, 6), ids), n("Gather", n.w(40, 6), ids)))
+
+
+def quantised_table(n: Net) -> Net:
+    """The ids are cast before they are looked up."""
+    ids = n("Cast", n.x("N", "T", name="input_ids", limit=30), to=6)
+    rows = n("Gather", n.c(np.ones((30, 6), np.int8), name="q"), ids)
+    return n.out(n("Mul", n("Cast", rows, to=1), n.c(np.float32(0.1))))
+
+
 def no_table(n: Net) -> Net:
     return n.out(n("Relu", n.x("N", 4)))
 
@@ -212,6 +236,20 @@ REFUSED: list[tuple[Any, str, dict[str, Any], str, str]] = [
     (lambda n: encoder(n, 30), "3\n5", {"unknown_token": "55"}, "'55' is no token", "an id"),
     (lambda n: encoder(n, 30), "3\n5", {"unknown_token": "1", "token_input": "ids"}, "no input 'ids'", "input_ids"),
     (lambda n: encoder(n, 30), "\n", {"unknown_token": "1"}, "names no token", "at least one"),
+    (
+        lambda n: encoder(n, 30),
+        '["t3"]',
+        {"tokenizer": {"type": "WordLevel", "unk_token": "u", "vocab": {"u": 0, "t1": 1}}},
+        "the tokenizer does not know: t3",
+        "its own tokens",
+    ),
+    (lambda n: encoder(n, 30), "3\n5", {"tokenizer": {"type": "Other"}}, "a tokenizer of type 'Other'", "WordPiece"),
+    (lambda n: encoder(n, 30), "3\n5", {"tokenizer": {"type": "WordLevel"}}, "no vocabulary that can be read", "again"),
+    (lambda n: encoder(n, 30), "[", {"unknown_token": "1"}, "is no JSON", "as JSON"),
+    (lambda n: encoder(n, 30), "[3, null]", {"unknown_token": "1"}, "is no list of tokens", "JSON list"),
+    (lambda n: encoder(n, 30), "\udcff", {"unknown_token": "1"}, "it is no UTF-8 text", "ids as .npy"),
+    (two_lengths, "3\n5", {"unknown_token": "1"}, "tables of different lengths", ""),
+    (quantised_table, "3\n5", {"unknown_token": "1"}, "the embedding 'q' is quantised", "floating-point model"),
     (lambda n: decoder(n, 30, True), "3\n5", {"unknown_token": "1"}, "would take old ids and give new ones", "--remap"),
 ]
 
@@ -223,7 +261,10 @@ def test_what_would_be_ambiguous_is_refused(
     net = Net()
     build(net)
     listed = tmp_path / ("v.json" if text.startswith("[") else "v.txt")
-    listed.write_text(text)
+    listed.write_bytes(text.encode(errors="surrogateescape"))
+    if "tokenizer" in options:
+        (tmp_path / "t.json").write_text(json.dumps({"model": options["tokenizer"]}))
+        options = {**options, "tokenizer": tmp_path / "t.json"}
     with pytest.raises(PruneError) as caught:
         shrunk(saved(net, tmp_path / "m.onnx"), vocabulary=listed, **options)
     assert message in caught.value.message and hint in caught.value.hint
@@ -292,6 +333,7 @@ def test_the_last_token(tmp_path: Path) -> None:
     net = decoder(Net(), 30, False)
     path = saved(net, tmp_path / "m.onnx")
     found = shrunk(path, last_token=True, dim=["N=2", "T=9"])
+    assert "all but the last, as asked" in to_markdown(to_document(found))
     assert found.removed.last_token is not None and found.verification.kind == "exact"
     assert found.after.macs is not None and found.before.macs is not None and found.after.macs < found.before.macs / 2
     ids = np.arange(12).reshape(2, 6)
@@ -334,6 +376,8 @@ def test_outputs_and_inputs_that_nobody_needs(tmp_path: Path) -> None:
     found = shrunk(path, outputs=[name], dead_inputs=True)
     assert found.to_json()["removed"]["outputs"] == [net.outputs[1]]
     assert found.to_json()["removed"]["inputs"] == ["b"]
+    page = to_markdown(to_document(found))
+    assert "with 3 nodes that only it used" in page and "nothing reads it" in page
     model = onnx.load(tmp_path / "out.onnx")
     assert [one.name for one in model.graph.input] == ["a"] and len(model.graph.node) == 3
     with pytest.raises(PruneError, match="no output 'gem'") as caught:
