@@ -52,6 +52,7 @@ class Analysis:
 
 ANALYSED_BATCH = 2
 """A batch of one would hide which axes are the batch."""
+NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
 
 
@@ -163,8 +164,6 @@ def _freeze_dynamic(table: AtomTable, geometry: Geometry) -> None:
 
 def _apply_rule(ctx: RuleContext) -> None:
     node = ctx.node
-    if node.op_type == "Constant" and node.domain == "":
-        return
     captured = list(_captured(node))
     if captured:
         for value in captured:
@@ -183,7 +182,7 @@ def _apply_rule(ctx: RuleContext) -> None:
         except LengthError as error:
             hint = "state the sizes of the inputs with --input-shape or --dim"
             raise PruneError(f"{node.op_type} {node_name(node)!r} does not fit what it reads: {error}", hint) from error
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # no such node can run
+        except NONSENSE as error:  # no such node can run
             ctx.freeze_node(f"{node.op_type} makes no sense as it stands: {type(error).__name__}: {error}"[:160])
         ctx.freeze_unspoken()
 

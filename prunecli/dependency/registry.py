@@ -119,14 +119,9 @@ class RuleContext:
         return self.node.outputs
 
     def x(self, index: int = 0) -> ir.Value:
-        """An input that must be present.
-
-        Raises:
-            ValueError: it is not.
-        """
+        """An input that must be present."""
         value = self.input(index)
-        if value is None:
-            raise ValueError(f"its input {index} is missing")
+        assert value is not None, f"its input {index} is missing"
         return value
 
     @property
@@ -328,10 +323,8 @@ def reshape_groups(source: Shape, target: Shape) -> list[ReshapeGroup]:
         while left != right and (i < len(a) or j < len(b)):
             if (left < right or j >= len(b)) and i < len(a):
                 left, i = left * a[i][1], i + 1
-            elif j < len(b):
-                right, j = right * b[j][1], j + 1
             else:
-                break
+                right, j = right * b[j][1], j + 1
         groups.append(_group(a[i0:i], b[j0:j]))
     return groups
 

@@ -153,6 +153,8 @@ def _check_scope(body: Body, outer: list[set[str]], path: Path) -> None:
             raise PruneError(f"{path}: node '{node.name}' has no operator", BROKEN)
         if not node.output and node.domain in ("", MICROSOFT):
             raise PruneError(f"{path}: {_label(node)} has no outputs", BROKEN)
+        if node.op_type == "Split" and "" in node.output:  # there onnxruntime ends without an error
+            raise PruneError(f"{path}: {_label(node)} has an output without a name", "name all parts that it makes")
         for name in node.input:
             if name and not any(name in scope for scope in scopes):
                 raise PruneError(f"{path}: {_label(node)} reads '{name}', which nothing produces", BROKEN)

@@ -207,6 +207,7 @@ LINEAR = {
     "ms.MoE, logits that are summed, too": Case(lambda n: _summed_logits(n), 8 + 6),
     "ms.MoE, logits that Softmax made": Case(lambda n: _mixture(n, 0, "relu", lambda n, h: n("Softmax", n("MatMul", h, n.w(8, 4)))), 8 + 6),
     "Einsum linear": Case(lambda n: n.out(n("Einsum", n("Einsum", n.x("N", "T", 4), n.w(4, 2, 3), equation="ntc,chd->nthd"), n.w(2, 3, 5), equation="nthd, hdo -> nto")), 2 + 3),
+    "Einsum of one position": Case(lambda n: rows(n, lambda n, h: n("Einsum", h, n.w(1, 8), equation="nc,nc->nc")), 8),
     "Einsum ellipsis": Case(lambda n: n.out(n("Einsum", n("Einsum", n.x("N", "T", 4), n.w(4, 8), equation="...c,cd->...d"), n.w(8, 2), equation="...d,do->...o")), 8),
     "Einsum implicit": Case(lambda n: n.out(n("Einsum", n("MatMul", n.x("N", 4), n.w(4, 8)), n.w(8, 3), equation="ab,bc")), 8),
     "Einsum attention": Case(lambda n: _einsum_attention(n), 2 + 3 + 3),
@@ -289,8 +290,9 @@ def _batch_norm(n: Net, h: str, width: int = 8, **attributes: Any) -> str:
     return str(n("BatchNormalization", h, n.w(width), n.w(width), n.w(width), n.positive(width), **attributes))
 
 
-def _decomposed_rms(n: Net, h: str) -> str:
-    square = n("ReduceMean", n("Mul", h, h), n.c([-1]))
+def _decomposed_rms(n: Net, h: str, same: bool = True) -> str:
+    again = n("Identity", h) if same else n("Sigmoid", h)
+    square = n("ReduceMean", n("Mul", h, h) if same else n("Mul", h, again), n.c([-1]))
     return str(n("Div", h, n("Sqrt", n("Add", square, n.c(np.float32(1e-5))))))
 
 
@@ -327,6 +329,7 @@ def _squeeze_excite(n: Net, h: str) -> str:
 WIDTH = {"wide": 8}  # units that are free only with an approximation
 NORMS = {
     "BatchNormalization": Case(lambda n: image(n, _batch_norm), 8),
+    "BatchNormalization in training": Case(lambda n: image(n, lambda n, h: n("BatchNormalization", h, n.w(8), n.w(8), n.w(8), n.positive(8), training_mode=1, outputs=3)[0]), 8),
     "BatchNormalization after Gemm": Case(lambda n: rows(n, _batch_norm), 8),
     "InstanceNormalization": Case(lambda n: image(n, lambda n, h: n("InstanceNormalization", h, n.w(8), n.w(8))), 8),
     "InstanceNormalization of groups": Case(lambda n: image(n, _instance_as_group), 4, options={"wide": 2}),
@@ -339,6 +342,8 @@ NORMS = {
     "SimplifiedLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n("SimplifiedLayerNormalization", h, n.w(8))), 8),
     "ms.SkipSimplifiedLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SkipSimplifiedLayerNormalization", h, h, n.w(8)), 8, 6), 8, 6), 14),
     "ms.SkipLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SkipLayerNormalization", h, h, n.w(8), n.w(8), n.w(8)), 8, 6), 8, 6), 6, options=WIDTH),
+    "RMS norm that is given out": Case(lambda n: n.out(n.linear((made := n("SimplifiedLayerNormalization", n.linear(n.x("N", "T", 4), 4, 8), n.w(8), outputs=2))[0], 8, 3), made[1]), 0),
+    "RMS norm of a product": Case(lambda n: tokens(n, lambda n, h: _decomposed_rms(n, h, same=False)), 0, options=WIDTH),
     "RMS norm decomposed": Case(lambda n: tokens(n, _decomposed_rms), 8),
     "LayerNorm decomposed": Case(lambda n: tokens(n, _decomposed_layer), 0, options=WIDTH),
     "LpNormalization": Case(lambda n: rows(n, lambda n, h: n("LpNormalization", h, axis=-1)), 8),

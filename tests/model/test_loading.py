@@ -179,6 +179,8 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("output is weight", lambda m: m.graph.node.append(node("Relu", ["x"], ["w"])), "'w' is defined twice"),
     ("no operator", lambda m: m.graph.node[0].ClearField("op_type"), "has no operator"),
     ("no outputs", lambda m: m.graph.node.append(node("Relu", ["x"], [], "r")), "Relu node 'r' has no outputs"),
+    ("part without a name", lambda m: m.graph.node.append(node("Split", ["x"], ["p", ""], "s")),
+     "Split node 's' has an output without a name"),
     ("cycle", cycle, "in a circle"),
     ("cycle through a branch", cycle_through_branch, "in a circle"),
     ("recursive function", with_functions(function("f0", ["f1"]), function("f1", ["f0"])), "calls itself"),

@@ -27,8 +27,7 @@ def dropout(ctx: RuleContext) -> None:
         ctx.freeze_node("Dropout in training mode")
         return
     for out in ctx.outputs:
-        if out.name:
-            ctx.elementwise(ctx.inputs[0], out)
+        ctx.elementwise(ctx.inputs[0], out)
 
 
 @rule(*named(lambda operator: operator.elementwise == "all", ""))

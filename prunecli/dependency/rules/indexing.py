@@ -35,9 +35,7 @@ def slice_(ctx: RuleContext) -> None:
     parts = slice_parts(ctx.node, ctx.facts)
     other = ctx.geometry.other
     again = parts if other is None or x not in other.shapes else slice_parts(ctx.node, other)
-    if parts is None:
-        ctx.freeze_node("Slice bounds depend on data")
-        return
+    assert parts is not None  # else the shape of y is unknown
     for axis, part in enumerate(parts):
         taken = _taken(part, ctx.shape(x)[axis])
         whole = len(taken) == ctx.shape(x)[axis] and part.step in (None, 1)

@@ -19,7 +19,7 @@ def batch_norm(ctx: RuleContext) -> None:
     y = ctx.y
     ctx.elementwise(ctx.inputs[0], y)
     for parameter in (*ctx.inputs[1:], *ctx.outputs[1:]):
-        if parameter is not None and parameter.name:
+        if parameter is not None:
             for axis in range(ctx.rank(parameter)):
                 ctx.tie(parameter, axis, y, axis + 1)
     if ctx.int("training_mode"):
@@ -47,8 +47,7 @@ def layer_norm(ctx: RuleContext) -> None:
     x = ctx.x()
     ctx.elementwise(*ctx.inputs, ctx.y)
     for statistic in ctx.outputs[1:]:
-        if statistic.name:
-            ctx.elementwise(x, statistic)
+        ctx.elementwise(x, statistic)
     _over(ctx, x, range(ctx.int("axis", -1) % ctx.rank(x), ctx.rank(x)), statistics=(1, 2))
 
 

@@ -29,9 +29,7 @@ def reduce(ctx: RuleContext) -> None:
     """
     x, y, op = ctx.x(), ctx.y, ctx.node.op_type
     axes = reduced_axes(ctx.node, ctx.rank(x), ctx.known(1))
-    if axes is None:
-        ctx.freeze_node(f"{op}: the axes depend on data")
-        return
+    assert axes is not None  # else the shape of y is unknown
     keepdims = ctx.int("keepdims", 1)
     kept = [axis for axis in range(ctx.rank(x)) if axis not in axes]
     for place, axis in enumerate(kept):
@@ -131,9 +129,8 @@ def top_k(ctx: RuleContext) -> None:
     axis = ctx.int("axis", -1) % ctx.rank(x)
     ctx.freeze(x, "TopK ranks this axis", axis)
     for out in ctx.outputs:
-        if out.name:
-            ctx.align(x, out, skip=[axis])
-            ctx.freeze(out, "TopK ranks this axis", axis)
+        ctx.align(x, out, skip=[axis])
+        ctx.freeze(out, "TopK ranks this axis", axis)
 
 
 @rule("Det")

@@ -115,11 +115,8 @@ def split(ctx: RuleContext) -> None:
     start = 0
     for out in ctx.outputs:
         size = ctx.shape(out)[axis]
-        if out.name:
-            ctx.align(x, out, skip=[axis])
-            ctx.map_positions((x, axis), np.arange(size) + start, (out, axis), ib=np.arange(size))
-        else:
-            ctx.freeze(x, "part of a Split that nobody takes", axis)
+        ctx.align(x, out, skip=[axis])
+        ctx.map_positions((x, axis), np.arange(size) + start, (out, axis), ib=np.arange(size))
         start += size
 
 
@@ -142,9 +139,7 @@ def pad(ctx: RuleContext) -> None:
     """Positions move by the padding before them; padded positions are new ones. Frozen where data is mirrored."""
     x, y = ctx.x(), ctx.y
     amounts = pad_amounts(ctx.node, ctx.facts)
-    if amounts is None:
-        ctx.freeze_node("Pad amounts depend on data")
-        return
+    assert amounts is not None  # else the shape of y is unknown
     for axis, (low, high) in enumerate(amounts):
         if low == 0 and high == 0 and ctx.dynamic(x, axis) == ctx.dynamic(y, axis):
             ctx.tie(x, axis, y, axis)

@@ -17,10 +17,9 @@ def pool(ctx: RuleContext) -> None:
     """(N, C, spatial...) -> (N, C, smaller...)."""
     x = ctx.x()
     for out in ctx.outputs:
-        if out.name:
-            ctx.tie(x, 0, out, 0)
-            ctx.tie(x, 1, out, 1)
-            ctx.freeze_axes([out], range(2, ctx.rank(x)), "spatial axis of a pooling")
+        ctx.tie(x, 0, out, 0)
+        ctx.tie(x, 1, out, 1)
+        ctx.freeze_axes([out], range(2, ctx.rank(x)), "spatial axis of a pooling")
     ctx.freeze(ctx.output(1), "MaxPool indices number all channels")
     ctx.freeze_axes([x], range(2, ctx.rank(x)), "spatial axis of a pooling")
 
