@@ -312,8 +312,8 @@ def test_a_failed_confirmation_looks_for_a_stricter_one(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"max_drop": 0.0}, "allows nothing"), ({"strategy": "guess"}, "--strategy 'guess' is unknown"),
-    ({"minimize": "latency"}, "no latency to"), ({"minimize": "macs!"}, "--minimize 'macs!' is unknown"),
+    ({"max_drop": 0.0}, "allows nothing"), ({"strategy": "guess"}, "'--strategy': 'guess' is unknown"),
+    ({"minimize": "latency"}, "no latency to"), ({"minimize": "macs!"}, "'--minimize': 'macs!' is unknown"),
     ({"granularity": "block"}, "blocks"), ({"granularity": "fun"}, "no granularity"),
     ({"pattern": "2:4"}, "fixes how many"), ({"round_to": 8}, "of structures"),
     ({"granularity": "channel", "pattern": "4x1"}, "of single weights"), ({"criterion": "fun"}, "fun"),

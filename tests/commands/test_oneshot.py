@@ -301,7 +301,7 @@ def test_what_is_excluded_does_not_move(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "how much"),
     ({"pattern": "4x1"}, "how much"),
-    ({"sparsity": 0.5, "scope": "lamp"}, "--scope 'lamp' is unknown"),
+    ({"sparsity": 0.5, "scope": "lamp"}, "'--scope': 'lamp' is unknown"),
     ({"sparsity": 0.5, "scope": "erk", "allocate": "loss"}, "contradict"),
     ({"pattern": "2:4", "allocate": "erk"}, "how much of each"),
     ({"sparsity": 0.5, "criterion": "l1"}, "criterion"),
