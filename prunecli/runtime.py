@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from prunecli.errors import OutOfMemoryError, PruneError, short_of_memory
 from prunecli.inputs import InputSpec, index_limits, random_inputs
+from prunecli.lanes import in_order
 
 if TYPE_CHECKING:
     import onnx
@@ -56,8 +58,15 @@ _FOREIGN = {
 }  # fmt: skip
 
 
+MOST_LANES = 4
+"""Runs that go on side by side, at most: each has values of its own in memory."""
 RUN_LIMIT = 120.0
 """Seconds that one run may take, unless the environment variable `PRUNE_RUN_TIMEOUT` has another number."""
+
+
+def lanes_of(threads: int) -> int:
+    """How many calls share so many threads."""
+    return min(max(threads, 1), MOST_LANES)
 
 
 class TimedOutError(PruneError):
@@ -77,8 +86,9 @@ class PreparedRun:
 class Session:
     """An onnxruntime session. Make one with `Session.open`."""
 
-    def __init__(self, source: str | bytes, label: str, start: Callable[[str | bytes], Any]) -> None:
+    def __init__(self, source: str | bytes, label: str, start: Callable[[str | bytes], Any], lanes: int = 1) -> None:
         begin = time.perf_counter()
+        self._lanes = lanes
         self._raw = raw = _started(source, start)
         self._seconds = time.perf_counter() - begin
         self._again = functools.partial(Session, source, label, start)
@@ -98,8 +108,8 @@ class Session:
         threads: int = 0,
         mode: Mode = "fast",
         outputs: Sequence[str] | Literal["all"] | None = None,
-        profile: Path | None = None,
-        optimised: Path | None = None,
+        runs: int = 1,
+        writes: Mapping[Literal["trace", "graph"], Path] = MappingProxyType({}),
     ) -> Session:
         """Opens a model file, or a model in memory: as an IR, as a proto, or as the bytes of one.
 
@@ -114,8 +124,9 @@ class Session:
                 memory": plain, without weight pre-packing and memory arena, for models of gigabytes. "training":
                 fast, without memory pattern: the many values that a backward pass keeps alive take half the space.
             outputs: values to return besides the model's own outputs; "all" means every node's outputs.
-            profile: time every operator; the file that `end_profile` writes starts with this.
-            optimised: a file that receives the graph as onnxruntime will run it.
+            runs: how many runs `run_each` will be asked for: on the CPU it shares the threads among them.
+            writes: files that onnxruntime writes: `trace`, when operators began and ended, by the name of what
+                `end_profile` writes; `graph`, the model as onnxruntime will run it.
 
         Raises:
             PruneError: onnxruntime cannot open it; the message holds its cause in one line. In memory,
@@ -126,17 +137,18 @@ class Session:
         source = _source(model, outputs)
         if _may_have_noise(model):
             source = _with_fixed_noise(source)
-        options = _options(ort, threads, mode)
-        if profile is not None:
-            options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        if optimised is not None:
-            options.optimized_model_filepath = str(optimised)
+        lanes = min(lanes_of(threads), max(runs, 1)) if provider == "cpu" else 1
+        options = _options(ort, threads // lanes, mode)
+        if "trace" in writes:
+            options.enable_profiling, options.profile_file_prefix = True, str(writes["trace"])
+        if "graph" in writes:
+            options.optimized_model_filepath = str(writes["graph"])
         with _translated(f"onnxruntime cannot open {label}", _OPEN_HINT):
             start = functools.partial(
                 ort.InferenceSession, sess_options=options, providers=_provider_list(ort, provider),
                 disabled_optimizers=["WeightBiasQuantization"] if mode == "float weights" else None,
             )  # fmt: skip
-            return cls(source, label, start)
+            return cls(source, label, start, lanes)
 
     @property
     def provider(self) -> str:
@@ -158,6 +170,11 @@ class Session:
                 self._run_foreign(names, feed, limits) if self._foreign else self._raw.run(names, dict(feed), limits)
             )
         return {name: _without_maps(value) for name, value in zip(names, values, strict=True)}
+
+    def run_each(self, feeds: Iterable[Feed], outputs: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """As `run`, on one feed after the other; results come in the order of the feeds. Some runs go on side by side:
+        one thread each computes more than all threads together in one run, where most operators are small."""
+        return in_order(lambda feed: self.run(feed, outputs), feeds, self._lanes)
 
     def end_profile(self) -> Path:
         """Stops timing operators and writes what was measured: a JSON list of trace events, microseconds."""
@@ -261,26 +278,6 @@ def _without_maps(value: Any) -> Any:
         return value
     found = found.astype(np.float32) if found.dtype.kind == "f" else found  # what onnxruntime's maps hold
     return found[0] if isinstance(value, dict) else found
-
-
-def products(left: Any, right: Any) -> Any:
-    """left (m, r) times right (n, r) transposed, float32, in onnxruntime's matrix multiplication: on shared cores it
-    keeps its speed, where a BLAS whose threads wait for each other loses most of it."""
-    return _multiplier().run(None, {"left": left, "right": right})[0]
-
-
-@functools.cache
-def _multiplier() -> Any:
-    from onnx import TensorProto, helper
-
-    names = (("left", ["m", "r"]), ("right", ["n", "r"]))
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in names]
-    output = helper.make_tensor_value_info("product", TensorProto.FLOAT, ["m", "n"])
-    graph = helper.make_graph(
-        [helper.make_node("Gemm", ["left", "right"], ["product"], transB=1)], "g", inputs, [output]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return Session.open(model.SerializeToString())._raw
 
 
 class _Deadlines:
@@ -860,6 +857,11 @@ class Execution:
         if self.threads is not None:
             return self.threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
+    def lanes(self) -> int:
+        """Calls that go side by side."""
+        return lanes_of(self.thread_count)
 
     def check(self) -> None:
         """Raises PruneError if onnxruntime lacks the provider, for commands that may not open a session at all."""

@@ -15,11 +15,13 @@ from prunecli.runtime import Session
 @dataclass(frozen=True)
 class CalibrationBatches:
     """Batches of feeds: layers are fitted on the first `fitted` of them, the others are held out. `spare`: batches that
-    are fitted on as well where the held-out ones show a gain. `influence`: at which positions layers are fitted."""
+    are fitted on as well where the held-out ones show a gain. `lanes`: batches that are worked on side by side.
+    `influence`: at which positions layers are fitted."""
 
     feeds: Sequence[Mapping[str, Array]]
     fitted: int
     start: Opener = Session.open
+    lanes: int = 1
     spare: Sequence[Mapping[str, Array]] = ()
     influence: Influence = EVERYWHERE
 

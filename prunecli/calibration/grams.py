@@ -9,7 +9,9 @@ the graph (ReduceSumSquare over all axes but j's), so that a run returns one sho
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,9 +25,10 @@ from scipy import linalg
 from prunecli.arrays import Array
 from prunecli.calibration.layerwise import PART, Store, Walk
 from prunecli.errors import PruneError
+from prunecli.lanes import in_order, one_blas_thread
 from prunecli.model.constants import behind, is_constant
 from prunecli.operators import Contraction, operator_of
-from prunecli.runtime import Session, products
+from prunecli.runtime import Session
 
 PER_UNKNOWN = 100
 """Positions per row of X that are looked at: more do not change the solution by more than about a percent of its
@@ -59,26 +62,22 @@ class Equations:
         gram, cross = np.zeros((batch, size, size), dtype), np.zeros((batch, rows, size), dtype)
         return cls(gram, cross, np.zeros((batch, size)), y=np.zeros((batch, rows)), squares=np.zeros((batch, rows)))
 
-    def add(self, columns: Array, targets: Array, weights: Array | None = None) -> None:
-        """columns (batch, K, R), targets (batch, rows, R), float32; weights (R,) of the positions."""
+    @classmethod
+    def of(cls, columns: Array, targets: Array, weights: Array | None = None) -> Equations:
+        """Those of columns (batch, K, R) and targets (batch, rows, R), float32; weights (R,) of the positions."""
         batch, size, count = columns.shape
-        ones = np.ones(count, np.float32) if weights is None else np.sqrt(weights, dtype=np.float32)
-        if weights is not None:
-            columns, targets = columns * ones, targets * ones
-        if batch == 1 and size >= APART:
-            self.add_inputs(columns, ones)
-            self.add_targets(columns, targets, ones)
-            return
-        left = np.concatenate([columns, np.broadcast_to(ones, (batch, 1, count))], axis=1)
-        right = np.concatenate([left, targets], axis=1)
+        columns, targets, ones = _weighed(columns, targets, weights)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities of both signs: `check` tells
-            found = np.matmul(left, right.swapaxes(1, 2)) if batch > 1 else products(left[0], right[0])[None]
-            self.gram += found[:, :size, :size]
-            self.x += found[:, size, :size]
-            self.cross += found[:, :size, size + 1 :].swapaxes(1, 2)
-            self.y += found[:, size, size + 1 :]
-            self.squares += np.einsum("bij,bij->bi", targets, targets, dtype=np.float64)
-        self._count(ones)
+            squares = np.einsum("bij,bij->bi", targets, targets, dtype=np.float64)
+            if batch == 1 and size >= APART:
+                gram, cross = products(columns[0], columns[0])[None], products(targets[0], columns[0])[None]
+                x, y = (_summed_over(each[0], ones)[None] for each in (columns, targets))
+            else:
+                both = np.concatenate([columns, np.broadcast_to(ones, (batch, 1, count)), targets], axis=1)
+                product = np.matmul(both[:, : size + 1], both.swapaxes(1, 2))
+                gram, cross = product[:, :size, :size], product[:, :size, size + 1 :].swapaxes(1, 2)
+                x, y = product[:, size, :size], product[:, size, size + 1 :]
+        return cls(gram, cross, x, y=y, squares=squares, count=_count(ones), positions=count)
 
     def add_inputs(self, columns: Array, ones: Array) -> None:
         """The sums of X alone, of one matrix: those that layers which read the same share. `ones`: what a constant
@@ -86,7 +85,8 @@ class Equations:
         with np.errstate(over="ignore", invalid="ignore"):
             _add_product(self.gram[0], columns[0], columns[0])
             self.x[0] += _summed_over(columns[0], ones)
-        self._count(ones)
+        self.count += _count(ones)
+        self.positions += len(ones)
 
     def add_targets(self, columns: Array, targets: Array, ones: Array) -> None:
         """The sums of Y, of one matrix."""
@@ -94,10 +94,6 @@ class Equations:
             _add_product(self.cross[0], targets[0], columns[0])
             self.y[0] += _summed_over(targets[0], ones)
             self.squares[0] += np.einsum("ij,ij->i", targets[0], targets[0], dtype=np.float64)
-
-    def _count(self, ones: Array) -> None:
-        self.count += float(np.square(ones, dtype=np.float64).sum())
-        self.positions += len(ones)
 
     def with_inputs_of(self, other: Equations) -> Equations:
         """These sums with those of X of another layer, which read the same."""
@@ -160,10 +156,27 @@ class Equations:
         return Problem(gram, cross, np.maximum(squares, 0.0), x=x, y=y, count=max(self.positions, 1))
 
 
+def _weighed(columns: Array, targets: Array, weights: Array | None) -> tuple[Array, Array, Array]:
+    """The arrays multiplied by the roots of weights, and these: what a constant input of 1 is then."""
+    if weights is None:
+        return columns, targets, np.ones(columns.shape[2], np.float32)
+    roots = np.sqrt(weights, dtype=np.float32)
+    return columns * roots, targets * roots, roots
+
+
+def _count(ones: Array) -> float:
+    return float(np.square(ones, dtype=np.float64).sum())
+
+
 def _summed_over(array: Array, ones: Array) -> Array:
     """(rows, R) summed over R with the factors `ones`."""
     found: Array = np.einsum("ij,j->i", array, ones, dtype=np.float64)
     return found
+
+
+def products(left: Array, right: Array) -> Array:
+    """left (m, r) times right (n, r) transposed."""
+    return np.asarray(left @ right.T)
 
 
 def _add_product(sums: Array, left: Array, right: Array) -> None:
@@ -293,18 +306,61 @@ class Picker:
             yield chosen[start : start + step]
 
 
-def collect(
-    found: Contraction, places: Iterable[Array], into: Equations, data: Array, wanted: Array, *, known: bool = False,
+@dataclass(frozen=True)
+class Addend:
+    """What some positions of a batch add to the sums `into`: see `Equations.of`. The arrays are made when they are
+    needed."""
+
+    into: Equations
+    columns: Callable[[], Array]
+    targets: Callable[[], Array]
+    weights: Array | None = None
+
+    def sums(self) -> Equations:
+        return Equations.of(self.columns(), self.targets(), self.weights)
+
+
+def addends(
+    found: Contraction, places: Iterable[Array], into: Equations, data: Array, wanted: Array, *,
     weights: Array | None = None,
-) -> None:  # fmt: skip
-    """Add one batch: what the layer reads, and what it is to give, at the `places` of `Picker.pick`. `known`: the sums
-    of what it reads are had; `weights` of all positions."""
+) -> Iterator[Addend]:  # fmt: skip
+    """One batch: what the layer reads, and what it is to give, at the `places` of `Picker.pick`. `weights` of all
+    positions."""
     for positions in places:
-        columns, targets = found.columns(data, wanted.shape, positions), found.targets(wanted, positions)
-        if known:
-            into.add_targets(columns, targets, np.ones(len(positions), np.float32))
-        else:
-            into.add(columns, targets, None if weights is None else weights[positions])
+        columns, targets = (
+            partial(found.columns, data, wanted.shape, positions),
+            partial(found.targets, wanted, positions),
+        )
+        yield Addend(into, columns, targets, weights=None if weights is None else weights[positions])
+
+
+def add_each(given: Iterable[Addend], like: Equations, lanes: int, *, known: bool = False) -> None:
+    """Add up, in the order that is given whatever the number of lanes. Large matrices are added to in place, one
+    product by all threads after the other.
+
+    Args:
+        like: any of the sums.
+        known: the sums of what the layer reads are had.
+    """
+    large = like.gram.dtype == np.float32
+    with nullcontext() if large else one_blas_thread():
+        if known or (large and len(like.gram) == 1):
+            for one in given:
+                columns, targets, ones = _weighed(one.columns(), one.targets(), one.weights)
+                if not known:
+                    one.into.add_inputs(columns, ones)
+                one.into.add_targets(columns, targets, ones)
+            return
+        sides = deque[Equations]()
+
+        def noted() -> Iterator[Addend]:
+            for one in given:
+                sides.append(one.into)
+                yield one
+
+        for found in in_order(Addend.sums, noted(), 1 if large else lanes):
+            into = sides.popleft()
+            into += found
 
 
 _AXES_AS_INPUT = 18

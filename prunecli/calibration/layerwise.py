@@ -8,9 +8,11 @@ networks have outputs many times as large as what is left of them a few nodes la
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -253,14 +255,15 @@ class Walk:
         kept = [n for n in made if n in wanted or n in self._pinned or (left.get(n) and n not in self._fixed)]
         read = {name for node in nodes for name in self._reads[node]} & self._known
         consumed = [name for name in read if not left[name] and name not in {*wanted, *asked, *self._pinned}]
-        piece = self._piece(nodes, kept)
+        piece = self._piece(nodes, kept, runs=self.batches)
         light = sum(self._nbytes(name) for name in self._stored_behind(nodes)) <= AGAIN
-        for batch in range(self.batches):
-            found = piece.run(batch)
-            if batch == 0 and not hold and light and len(nodes) <= MOST_AGAIN:
-                freed = sum(self._store.size((id(self), n, every)) for n in consumed for every in range(self.batches))
-                if not self._store.fits(sum(_bytes(value) for value in found.values()) * self.batches - freed):
-                    return False
+        first = [piece.run(0)] if not hold and light and len(nodes) <= MOST_AGAIN and self.batches else []
+        if first:
+            freed = sum(self._store.size((id(self), n, every)) for n in consumed for every in range(self.batches))
+            if not self._store.fits(sum(map(_bytes, first[0].values())) * self.batches - freed):
+                return False
+        rest = piece.run_each((batch, {}) for batch in range(len(first), self.batches))
+        for batch, found in enumerate(chain(first, rest)):
             for name in consumed:  # before what takes its place
                 self._store.drop((id(self), name, batch))
             for name, value in found.items():
@@ -294,14 +297,24 @@ class Walk:
                 problem, "measure by what needs no run of the whole model: --allocate uniform or predicted"
             )
         alone = variants[0] if len(variants) == 1 else {}  # a constant, which onnxruntime fuses
+        numbers = [*(range(self.batches) if batches is None else batches)]
         piece = (
-            self._piece(nodes, asked, hidden, contents=alone, free=[] if alone else list(variants[0]))
+            self._piece(nodes, asked, hidden, contents=alone, free=[] if alone else list(variants[0]),
+                        runs=len(numbers) * len(variants))
             if asked
             else None
-        )
-        for batch in range(self.batches) if batches is None else batches:
-            held = {name: self.read(name, batch) for name in names if name not in asked}
-            yield [held | (piece.run(batch, {} if alone else one) if piece else {}) for one in variants]
+        )  # fmt: skip
+        held = deque[dict[str, Any]]()
+
+        def trials() -> Iterator[tuple[int, Mapping[str, Array]]]:
+            for batch in numbers:
+                held.append({name: self.read(name, batch) for name in names if name not in asked})
+                yield from ((batch, {} if alone else one) for one in variants)
+
+        made = piece.run_each(trials()) if piece else ({} for _ in trials())
+        while found := [*islice(made, len(variants))]:
+            kept = held.popleft()
+            yield [kept | one for one in found]
 
     def passed(self, source: str, array: Array, names: Sequence[str]) -> dict[str, Any]:
         """What values would be on the first batch if the value `source` were `array`; the walk stays where it is.
@@ -346,9 +359,10 @@ class Walk:
         hidden: AbstractSet[str] = frozenset(),
         contents: Mapping[str, Array] | None = None,
         free: Sequence[str] = (),
+        runs: int = 1,
     ) -> _Piece:
-        """These nodes as a model of their own, in a session. Initializers in `contents` hold something else, those in
-        `free` become inputs, and so does what is held and not hidden."""
+        """These nodes as a model of their own, in a session for so many runs. Initializers in `contents` hold something
+        else, those in `free` become inputs, and so does what is held and not hidden."""
         read = list(dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden))
         initializers, model = self._model.graph.initializers, self._empty()
         graph = model.graph
@@ -370,7 +384,7 @@ class Walk:
         graph.input.extend(self._typed(name) for name in read)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         try:
-            session = self._open(model, mode="float weights")
+            session = self._open(model, mode="float weights", runs=runs)
         except OutOfMemoryError:
             raise
         except PruneError:  # of Attention onnxruntime guesses a wrong shape where the width of its input is not stated
@@ -378,7 +392,7 @@ class Walk:
                 dims = stated.type.tensor_type.shape.dim
                 if stated.name in read and dims:
                     dims[-1].dim_value = self.read(stated.name, 0).shape[-1]
-            session = self._open(model, mode="float weights")
+            session = self._open(model, mode="float weights", runs=runs)
         return _Piece(self, read, list(outputs), session=session)
 
     def _empty(self) -> onnx.ModelProto:
@@ -413,8 +427,14 @@ class _Piece:
     session: Session
 
     def run(self, batch: int, given: Mapping[str, Array] | None = None) -> dict[str, Any]:
-        feed = {name: np.asarray(self.walk.read(name, batch)) for name in self.reads}
-        return self.session.run({**feed, **(given or {})}, self.makes)
+        return self.session.run(self._feed(batch, given or {}), self.makes)
+
+    def run_each(self, asked: Iterable[tuple[int, Mapping[str, Array]]]) -> Iterator[dict[str, Any]]:
+        """As `run`, one after the other; what is read is read before."""
+        return self.session.run_each((self._feed(*one) for one in asked), self.makes)
+
+    def _feed(self, batch: int, given: Mapping[str, Array]) -> dict[str, Array]:
+        return {**{name: np.asarray(self.walk.read(name, batch)) for name in self.reads}, **given}
 
 
 def _store(graph: onnx.GraphProto, tensor: ir.TensorProtocol) -> None:

@@ -68,7 +68,7 @@ def profiles(
     """
     least = MIN_TURNS if seconds is None else 1
     with Scratch() as folder:
-        opened = [start(model, profile=folder / f"trace{n}") for n, model in enumerate(models)]
+        opened = [start(model, writes={"trace": folder / f"trace{n}"}) for n, model in enumerate(models)]
         runs = [session.prepared(feed).run for session in opened]
         once = sum(_warm_up(run) for run in runs)
         allowed = (PROFILE_SECONDS if seconds is None else seconds) * len(runs)

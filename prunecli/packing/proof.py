@@ -119,7 +119,7 @@ class PackProof:
         """Raises NotFolded if the graph that onnxruntime runs still decodes one of these tensors."""
         with Scratch() as folder:
             place = folder / "optimised.onnx"
-            Session.open(staged, provider=self.execution.provider, optimised=place)
+            Session.open(staged, provider=self.execution.provider, writes={"graph": place})
             runs = onnx.load(str(place), load_external_data=False, format="protobuf")
             left = [node.name for node in nodes(runs) if MARK in node.name or HELD in node.name]
         found = [name for name in sorted(packed) if any(_ends_chain(node, name) for node in left)]

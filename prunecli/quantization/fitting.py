@@ -13,7 +13,7 @@ and in all of them the bias is such that the mean of every output is that of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.calibration.batches import CalibrationBatches
-from prunecli.calibration.grams import Equations, Picker, collect
+from prunecli.calibration.grams import Addend, Equations, Picker, add_each, addends
 from prunecli.calibration.influence import Influence
 from prunecli.calibration.layers import LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
@@ -185,11 +185,15 @@ def _sums(visit: _LayerVisit, pair: _BothWalks) -> tuple[Equations, Equations | 
     student.reach([read.data])
     sides = [Equations.empty(batch, rows, taps * cols) for _ in range(2)]
     pickers = [Picker(max(n, 1), taps * cols, POSITIONS) for n in (data.fitted, count - data.fitted)]
-    for number in range(count):
-        side = int(number >= data.fitted)
-        target = teacher.read(wanted, number)
-        places = pickers[side].pick(data.places(visit.aim.found, number, target.shape))
-        collect(read, places, sides[side], data=student.read(read.data, number), wanted=target)
+
+    def given() -> Iterator[Addend]:
+        for number in range(count):
+            side = int(number >= data.fitted)
+            target = teacher.read(wanted, number)
+            places = pickers[side].pick(data.places(visit.aim.found, number, target.shape))
+            yield from addends(read, places, sides[side], data=student.read(read.data, number), wanted=target)
+
+    add_each(given(), sides[0], data.lanes)
     teacher.release(wanted)
     student.release(read.data)
     for sums in sides[: 1 + data.held]:

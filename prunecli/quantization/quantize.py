@@ -116,7 +116,7 @@ class Quantisation:
         )
         test = labelled_samples(file, options)
         start = execution.open
-        batches, held, feeds = _divided(data, options, start)
+        batches, held, feeds = _divided(data, options)
         place, notes = prepared(file, options.form, folder)
         builder = GraphBuilder.of(place, options.form, options.weights, activations=options.activation_type)
         evaluator = CandidateEvaluator.of(plain_path(file), held, start)
@@ -195,7 +195,7 @@ def _check_float(file: Model, options: QuantizeOptions) -> None:
 
 
 def _divided(
-    data: Dataset, options: QuantizeOptions, start: Any
+    data: Dataset, options: QuantizeOptions
 ) -> tuple[CalibrationBatches, Sequence[Mapping[str, Array]], Sequence[Mapping[str, Array]]]:
     """Return batches for fitting followed by those held out, the held-out ones, and the fitting ones in small runs. One
     sample in HELD is held out; few samples are used for both."""
@@ -205,7 +205,8 @@ def _divided(
     batches = [batch.feed for batch in fit.batches(options.batch_size)]
     held_batches = [batch.feed for batch in held_out.batches(options.batch_size)] if held else batches
     feeds = [batch.feed for batch in fit.batches(RUNS)]
-    return CalibrationBatches([*batches, *(held_batches if held else [])], len(batches), start), held_batches, feeds
+    how, every = options.execution, [*batches, *(held_batches if held else [])]
+    return CalibrationBatches(every, len(batches), how.open, lanes=how.lanes), held_batches, feeds
 
 
 def _excluded(model: Model, options: QuantizeOptions) -> list[str]:

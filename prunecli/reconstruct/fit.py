@@ -6,7 +6,6 @@ Once the mask is settled the others solve least squares with given zeros (`maske
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -17,9 +16,10 @@ from scipy import linalg
 
 from prunecli.arrays import Array
 from prunecli.errors import PruneError
+from prunecli.lanes import in_order, one_blas_thread
 from prunecli.masks.criteria import Evidence, of_elements
 from prunecli.masks.patterns import Pattern, parse_pattern
-from prunecli.reconstruct.obs import Columns, columns_of, one_blas_thread, removal_losses, suited
+from prunecli.reconstruct.obs import Columns, columns_of, removal_losses, suited
 from prunecli.reconstruct.sparsegpt import Quota, factor, solved, sparsegpt
 from prunecli.registry import Registry
 
@@ -90,12 +90,7 @@ def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, w
 
     few = float((keep.sum(axis=1, dtype=np.float64) ** 3).sum()) < _THREADED
     with one_blas_thread():
-        if few or workers == 1:
-            for rows in same.values():
-                solve(rows)
-        else:
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(solve, same.values()))
+        list(in_order(solve, same.values(), 1 if few else workers))
     return out
 
 

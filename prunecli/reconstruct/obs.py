@@ -12,15 +12,13 @@ Rows do not meet in this error, so in exact OBS each loses its weights by itself
 
 from __future__ import annotations
 
-import functools
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from prunecli.arrays import Array
+from prunecli.lanes import in_order, one_blas_thread
 from prunecli.masks.patterns import Pattern, Windows
 
 _BLOCK = 32  # removals between two updates of the inverses
@@ -201,8 +199,8 @@ def removal_losses(weights: Array, grams: Array, columns: Columns, workers: int 
         mine = np.arange(start, min(start + each, len(blocks)))
         return _removal(blocks[mine], inverses[mine // groups], columns)
 
-    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-        losses = np.concatenate(list(pool.map(work, range(0, len(blocks), each))))
+    with one_blas_thread():
+        losses = np.concatenate(list(in_order(work, range(0, len(blocks), each), workers)))
     out = np.empty((batch, rows, size))
     out[..., columns.order] = np.repeat(losses.reshape(batch, groups, size), height, axis=1)[:, :rows]
     return out * spread * large * large
@@ -317,17 +315,6 @@ def _starts(taps: int, cols: int, width: int) -> Array:
     inside = np.arange(0, cols, width)
     starts = (np.arange(taps)[:, None] * cols + inside).reshape(-1)
     return np.append(starts, taps * cols)
-
-
-@functools.cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looking for the libraries takes milliseconds
-
-
-def one_blas_thread() -> AbstractContextManager[object]:
-    """A context in which BLAS runs on the calling thread alone."""
-    found: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
-    return found
 
 
 def suited(size: int) -> AbstractContextManager[object]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -24,12 +26,13 @@ from prunecli.arrays import Array, without
 from prunecli.calibration.batches import CalibrationBatches
 from prunecli.calibration.fitted import LayerJournal, StoredLayer
 from prunecli.calibration.gradients import OutputError, looked_at
-from prunecli.calibration.grams import Equations, Picker, batches_read
+from prunecli.calibration.grams import Addend, Equations, Picker, add_each, batches_read
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Store, Walk
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.reconstruct.fit import SPARE_WORTH, with_diagonal
+from prunecli.reconstruct.obs import suited
 from prunecli.reconstruct.turning import Turned, turn
 from prunecli.registry import into
 from prunecli.types import Progress, Skipped, no_progress
@@ -137,10 +140,11 @@ def choose(
             ridge alone.
     """
     candidates = [present]
-    for name in FORMERS if method == "auto" else [method]:
-        found = list(FORMERS[name](fitted, present, free))
-        candidates += found if held is not None else found[len(found) // 2 : len(found) // 2 + 1]
-    errors = [fit.error(fitted if held is None else held) for fit in candidates]
+    with suited(fitted.gram.shape[1]):
+        for name in FORMERS if method == "auto" else [method]:
+            found = list(FORMERS[name](fitted, present, free))
+            candidates += found if held is not None else found[len(found) // 2 : len(found) // 2 + 1]
+        errors = [fit.error(fitted if held is None else held) for fit in candidates]
     best = int(np.argmin(errors))
     return candidates[best], errors[best], errors[0]
 
@@ -340,7 +344,13 @@ def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | 
     fitted, count, spare = pair.data.fitted, len(pair.data.feeds), len(pair.data.spare)
     sides = [Equations.empty(batch, rows, taps * cols) for _ in range(3)]
     parts = [range(fitted), range(fitted, count), range(count, count + spare)]
-    for side, part in enumerate(parts):
+
+    def targets(aim: Array, places: Array) -> Array:
+        with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
+            wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
+        return wanted.astype(np.float32)
+
+    def of(side: int, part: range) -> Iterator[Addend]:
         numbers = pair.read(layer, part) if part else ()
         picker = Picker(max(len(parts[0]) if side == 2 else len(numbers), 1), taps * cols, POSITIONS)
         for number in numbers:
@@ -352,9 +362,11 @@ def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | 
                 break  # there are enough without
             data = pair.cut.read(layer.found.data, number)
             for places in picker.pick(available):
-                with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
-                    wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
-                sides[side].add(layer.found.columns(data, aim.shape, places), wanted.astype(np.float32))
+                columns = partial(layer.found.columns, data, aim.shape, places)
+                yield Addend(sides[side], columns, partial(targets, aim, places))
+
+    given = chain.from_iterable(of(side, part) for side, part in enumerate(parts))
+    add_each(given, sides[0], pair.data.lanes)
     return sides[0], sides[1] if pair.data.held else None, sides[2]
 
 

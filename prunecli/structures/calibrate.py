@@ -124,8 +124,8 @@ def _damage(cuttable: Cuttable, options: CutOptions, progress: Progress) -> Meas
     mixed = any(group.kind == "expert" for group in groups)
     doors = closable(heads.model, cuttable.neutral if mixed else {}, cuttable.shapes)
     source = DamageSource(
-        doors.model, cuttable.units, fit, held=held, start=data.start, progress=progress, rank=heads.rank,
-        influence=data.influence,
+        doors.model, cuttable.units, fit, held=held, start=data.start, lanes=data.lanes, progress=progress,
+        rank=heads.rank, influence=data.influence,
         added=energies(cuttable.units, cuttable.work, fit, start=data.start, progress=progress), doors=doors,
     )  # fmt: skip
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])

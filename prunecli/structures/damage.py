@@ -9,8 +9,9 @@ by score per cost solves the knapsack over groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
-from prunecli.calibration.grams import Equations, Picker, batches_read
+from prunecli.calibration.grams import Addend, Equations, Picker, add_each, batches_read
 from prunecli.calibration.influence import EVERYWHERE, Influence
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
@@ -53,6 +54,7 @@ class DamageSource:
     feeds: Feeds
     held: Feeds
     start: Opener = Session.open
+    lanes: int = 1
     progress: Progress = no_progress
     rank: Mapping[tuple[str, int], int] = field(default_factory=dict)
     influence: Influence = EVERYWHERE
@@ -108,16 +110,10 @@ def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> Non
     sites = [site for name, site in source.sites.items() if name in wanted and site.shape[2] * site.shape[3] <= WIDEST]
     for site in source.progress(sites, "measuring inputs", len(sites)):
         batch, _, taps, cols = site.shape
-        sums = Equations.empty(batch, 1, taps * cols)
+        sums = Equations.empty(batch, 0, taps * cols)
         walk.reach([site.found.data, site.output])
         numbers = _batches_read(walk, site)
-        picker = Picker(len(numbers), taps * cols, POSITIONS)
-        for number in numbers:
-            data, output = walk.read(site.found.data, number), walk.read(site.output, number)
-            count = site.found.positions(output.shape)
-            for places in picker.pick(source.influence.places(site.output, source.feeds[number], count)):
-                columns = site.found.columns(data, output.shape, places)
-                sums.add(columns, np.zeros((batch, 1, columns.shape[2]), np.float32))
+        add_each(_read_of(source, walk, site, numbers=numbers, into=sums), sums, source.lanes)
         walk.release(site.found.data)
         walk.release(site.output)
         if np.isfinite(sums.gram).all():
@@ -125,6 +121,20 @@ def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> Non
             store.put(("gram", site.weight.name), np.stack([problem.gram for problem in problems]))
             store.put(("mean", site.weight.name), np.stack([problem.x for problem in problems]))
     walk.close()
+
+
+def _read_of(
+    source: DamageSource, walk: Walk, site: LinearLayer, numbers: Sequence[int], into: Equations
+) -> Iterator[Addend]:
+    """What a layer reads in these batches."""
+    batch, _, taps, cols = site.shape
+    picker = Picker(len(numbers), taps * cols, POSITIONS)
+    for number in numbers:
+        data, output = walk.read(site.found.data, number), walk.read(site.output, number)
+        count = site.found.positions(output.shape)
+        for places in picker.pick(source.influence.places(site.output, source.feeds[number], count)):
+            columns = partial(site.found.columns, data, output.shape, places)
+            yield Addend(into, columns, partial(np.zeros, (batch, 0, len(places)), np.float32))
 
 
 def _batches_read(walk: Walk, site: LinearLayer) -> Sequence[int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from prunecli.arrays import Array
 from prunecli.masks.allocations import lower_hull
-from prunecli.reconstruct.obs import Surgeon
+from prunecli.reconstruct.obs import Surgeon, suited
 
 RIDGE = 1e-4
 """Ridge where no data choose one."""
@@ -110,6 +110,11 @@ def _inverse(gram: Array, ridge: float) -> Array:
 def eliminate(readers: Sequence[UnitReader], count: int, most: int, snapshots: Collection[int] = ()) -> Elimination:
     """Remove up to `most` of `count` units, in the order of least added error; of equal ones the later first. A unit
     whose loss overflows is removed last."""
+    with suited(max((len(reader.gram) for reader in readers), default=0)):
+        return _eliminated(readers, count, most, snapshots=snapshots)
+
+
+def _eliminated(readers: Sequence[UnitReader], count: int, most: int, snapshots: Collection[int]) -> Elimination:
     states = [_State(reader, count) for reader in readers]
     alive, order, errors = np.ones(count, bool), list[int](), [0.0]
     kept = {0: [state.matrix for state in states]} if 0 in snapshots else {}

@@ -236,8 +236,9 @@ def calibration(
     held = min(len(order) // share, most)
     size = run_size(cuttable.counted, options.batch_size)
     fitted, held_out = (samples.select(np.sort(rows)).feeds(size) for rows in (order[held:], order[:held]))
-    feeds, start = [*fitted, *held_out], options.execution.open
-    return CalibrationBatches(feeds, len(fitted), start, influence=cuttable.influence(feeds, options)), held
+    feeds, how = [*fitted, *held_out], options.execution
+    influence = cuttable.influence(feeds, options)
+    return CalibrationBatches(feeds, len(fitted), how.open, lanes=how.lanes, influence=influence), held
 
 
 # -- reports ------------------------------------------------------------------------------------------

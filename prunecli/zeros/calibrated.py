@@ -18,10 +18,12 @@ from prunecli.calibration.grams import (
     HELD,
     LARGE,
     PER_UNKNOWN,
+    Addend,
     Equations,
     Folds,
     Picker,
-    collect,
+    add_each,
+    addends,
     is_held,
     subtract_product,
 )
@@ -50,7 +52,7 @@ from prunecli.reconstruct.fit import (
     tried_rows,
 )
 from prunecli.reconstruct.sparsegpt import Quota
-from prunecli.runtime import Session
+from prunecli.runtime import Session, lanes_of
 from prunecli.types import Progress, Skipped
 from prunecli.zeros.zero import target_of
 
@@ -218,17 +220,19 @@ class CalibratedLayers:
         for use in layer.uses:
             self.reach(use, wanted, given, others=others)
             picker = Picker(part.batches, taps * cols, self.way.per_unknown, seed=self.way.seed + part.first)
-            for number in range(wanted.batches):
-                target, place = wanted.read(use.output, number), part.first + number
-                if others is not None:
-                    off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
-                    target = _plus(target, off, layer.affine()[0].reshape(-1))
-                into = folds.side(is_held(place, part.batches))
-                places, weights = self._weighed(use, given, number, count=use.positions(target.shape))
-                collect(
-                    use, picker.pick(places), into, data=given.read(use.data, number), wanted=target, known=known,
-                    weights=weights,
-                )  # fmt: skip
+
+            def read(use: Contraction = use, picker: Picker = picker) -> Iterator[Addend]:
+                for number in range(wanted.batches):
+                    target, place = wanted.read(use.output, number), part.first + number
+                    if others is not None:
+                        off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
+                        target = _plus(target, off, layer.affine()[0].reshape(-1))
+                    into = folds.side(is_held(place, part.batches))
+                    places, weights = self._weighed(use, given, number, count=use.positions(target.shape))
+                    data = given.read(use.data, number)
+                    yield from addends(use, picker.pick(places), into, data=data, wanted=target, weights=weights)
+
+            add_each(read(), folds.fitted, lanes_of(self.way.workers), known=known)
         if key is not None and not known:
             self.inputs = key, folds.inputs()
         return folds

@@ -101,7 +101,8 @@ class _OpenShard(LayerWalks):
 
 def shards_of(layers: CalibratedLayers, count: int, options: OneshotOptions, *, sent: bool) -> list[Shard]:
     """The samples in `count` parts of whole batches. `sent`: workers may be on other machines."""
-    file, way = layers.file, replace(layers.way, start=replace(options.execution, threads=1).open)
+    one = replace(options.execution, threads=1)
+    file, way = layers.file, replace(layers.way, start=one.open, workers=one.lanes)
     paths = [file.path, *file.data_files]
     small = sum(path.stat().st_size for path in paths) <= SENT
     files = portable(file.path) if sent and small else {}

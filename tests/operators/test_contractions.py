@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from prunecli.calibration.grams import Equations, Picker, collect
+from prunecli.calibration.grams import Equations, Picker, add_each, addends
 from prunecli.model import find_weights, load
 from prunecli.operators import named
 from prunecli.runtime import Session
@@ -92,8 +92,9 @@ def test_it_is_what_the_operator_computes(tmp_path: Path, case: tuple[Any, ...])
     np.testing.assert_array_equal(found.targets(y, some), found.targets(y, None)[..., some])
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("case", CASES[:2], ids=lambda case: f"{case[1]} {case[0]}")
-def test_equations_find_the_weight_again(tmp_path: Path, case: tuple[Any, ...]) -> None:
+def test_equations_find_the_weight_again(tmp_path: Path, case: tuple[Any, ...], lanes: int) -> None:
     """Given inputs and outputs of a layer, the weight is the solution: float32 products; the error is a
     difference of sums of the size 30 with seven digits."""
     weight, values, x, _ = opened(tmp_path, case)
@@ -104,7 +105,7 @@ def test_equations_find_the_weight_again(tmp_path: Path, case: tuple[Any, ...]) 
     out = Session.open(built(tmp_path / "n.onnx", case[1], values, data.shape, case[4], case[5])).run({"x": data})["y"]
     sums = Equations.empty(batch, rows, taps * cols)
     places = Picker(1, taps * cols).pick(np.arange(found.positions(out.shape)))
-    collect(found, places, sums, data=data, wanted=out + 3)
+    add_each(addends(found, places, sums, data=data, wanted=out + 3), sums, lanes)
     problem = sums.problem(0, intercept=True)
     solved = np.linalg.solve(problem.gram, problem.cross.T).T
     matrix = weight.layout.canonical(values).reshape(rows, taps * cols)

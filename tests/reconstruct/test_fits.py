@@ -22,9 +22,7 @@ def samples(seed: int = 0, rows: int = ROWS) -> tuple[Array, Array]:
 
 
 def sums(x: Array, y: Array) -> Equations:
-    out = Equations.empty(len(x), y.shape[1], x.shape[1])
-    out.add(x, y)
-    return out
+    return Equations.of(x, y)
 
 
 def present(scale: float = 0.3) -> Fit:

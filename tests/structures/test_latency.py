@@ -215,6 +215,6 @@ def test_the_block_of_this_machine_is_that_of_its_weights() -> None:
 
 
 def test_a_profile_is_written_where_it_was_asked_for(tmp_path: Any) -> None:
-    session = Session.open(_dense(Net()).model().SerializeToString(), profile=tmp_path / "trace")
+    session = Session.open(_dense(Net()).model().SerializeToString(), writes={"trace": tmp_path / "trace"})
     session.run(session.random_inputs())
     assert session.end_profile().parent == tmp_path
