@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -257,13 +257,11 @@ class Walk:
         consumed = [name for name in read if not left[name] and name not in {*wanted, *asked, *self._pinned}]
         piece = self._piece(nodes, kept, runs=self.batches)
         light = sum(self._nbytes(name) for name in self._stored_behind(nodes)) <= AGAIN
-        first = [piece.run(0)] if not hold and light and len(nodes) <= MOST_AGAIN and self.batches else []
-        if first:
-            freed = sum(self._store.size((id(self), n, every)) for n in consumed for every in range(self.batches))
-            if not self._store.fits(sum(map(_bytes, first[0].values())) * self.batches - freed):
-                return False
-        rest = piece.run_each((batch, {}) for batch in range(len(first), self.batches))
-        for batch, found in enumerate(chain(first, rest)):
+        for batch, found in enumerate(piece.run_each((batch, {}) for batch in range(self.batches))):
+            if batch == 0 and not hold and light and len(nodes) <= MOST_AGAIN:
+                freed = sum(self._store.size((id(self), n, every)) for n in consumed for every in range(self.batches))
+                if not self._store.fits(sum(_bytes(value) for value in found.values()) * self.batches - freed):
+                    return False
             for name in consumed:  # before what takes its place
                 self._store.drop((id(self), name, batch))
             for name, value in found.items():

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.errors import PruneError
 from prunecli.model import load
-from prunecli.runtime import Session
+from prunecli.runtime import Execution, Session
 from tests.tiny import ROOT, SHARED
 
 DIGITS = ROOT / "sample_models" / "digits-cnn.onnx"
@@ -52,6 +52,29 @@ def test_values_are_those_of_the_whole_model(limit: int, again: int, monkeypatch
         assert (store.spilled > 0) == (again < 64)
         walk.close()
         assert store.held == 0
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 1000], ids=["memory", "again"])
+def test_batches_side_by_side_give_the_same_values(limit: int) -> None:
+    """To the bit: each batch is computed by one thread, whichever it is."""
+    model, feeds = working_form(load(DIGITS).ir), feeds_of(DIGITS, 5)
+    names = [v.name or "" for node in model.graph for v in node.outputs]
+    weights = [name for name, value in model.graph.initializers.items() if len(value.shape or ()) > 1]
+    other = [{name: np.asarray(model.graph.initializers[name].const_value.numpy()) * k for name in weights[-1:]}
+             for k in (0, 2)]  # fmt: skip
+    found = []
+    for threads in (1, 3):
+        with Store(limit) as store:
+            walk, values = Walk(model, feeds, store, open_session=Execution(threads=threads).open), []
+            for name in names[: len(names) // 2]:
+                walk.reach([name])
+                values += [np.array(value).tobytes() for value in walk.arrays(name)]
+            ahead = list(walk.ahead([name, *outputs_of(model)], other))
+            assert len(ahead) == 5 and all(len(one) == 2 for one in ahead)
+            values += [value.tobytes() for one in ahead for each in one for value in each.values()]
+            walk.close()
+        found.append(values)
+    assert found[0] == found[1] and len(set(found[0])) > len(found[0]) / 2
 
 
 def test_weights_between_quantised_activations_are_not_rounded(tmp_path: Path) -> None:
