@@ -14,15 +14,13 @@ from prunecli.runtime import Session
 
 @dataclass(frozen=True)
 class CalibrationBatches:
-    """Batches of feeds: layers are fitted on the first `fitted` of them, the others are held out. `spare`: batches that
-    are fitted on as well where the held-out ones show a gain. `lanes`: batches that are worked on side by side.
-    `influence`: at which positions layers are fitted."""
+    """Batches of feeds: layers are fitted on the first `fitted` of them, the others are held out. `lanes`: batches that
+    are worked on side by side. `influence`: at which positions layers are fitted."""
 
     feeds: Sequence[Mapping[str, Array]]
     fitted: int
     start: Opener = Session.open
     lanes: int = 1
-    spare: Sequence[Mapping[str, Array]] = ()
     influence: Influence = EVERYWHERE
 
     @property
@@ -30,6 +28,5 @@ class CalibrationBatches:
         return self.fitted < len(self.feeds)
 
     def places(self, use: Contraction, number: int, shape: Sequence[int]) -> Array:
-        """The positions that count of a layer's output of that shape in a batch; spare ones come last."""
-        feed = self.feeds[number] if number < len(self.feeds) else self.spare[number - len(self.feeds)]
-        return self.influence.places(use.output, feed, use.positions(tuple(shape)))
+        """The positions that count of a layer's output of that shape in a batch."""
+        return self.influence.places(use.output, self.feeds[number], use.positions(tuple(shape)))

@@ -8,7 +8,7 @@ under which it reads the same (DeepInversion, Yin et al. 2020; ZeroQ, Cai et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,6 @@ from prunecli.data.columns import is_float
 from prunecli.data.options import DataOptions
 from prunecli.data.synthetic import Feed, as_dataset, check_size, rows_and_runs, synthetic_feed
 from prunecli.errors import PruneError
-from prunecli.evaluation.robustness import channel_axis, is_image
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import behind, is_constant
 from prunecli.model.shapes import Shapes, input_specs
@@ -287,33 +286,3 @@ def about(data: Dataset) -> Json:
 def cautions(data: Dataset) -> list[str]:
     """What readers of the report have to know of how the data came about."""
     return list(data.notes)
-
-
-def mirrored(feeds: Sequence[Mapping[str, Array]], count: int) -> list[Mapping[str, Array]]:
-    """At most so many samples turned left to right, batch by batch, where all inputs are images."""
-    out: list[Mapping[str, Array]] = []
-    for feed in feeds:
-        arrays = dict(feed)
-        count -= max((len(array) for array in arrays.values() if array.ndim), default=1)
-        if count < 0 or not all(is_image(array) for array in arrays.values()):
-            break
-        axes = {name: 3 if channel_axis(array.shape) in (None, 1) else 2 for name, array in arrays.items()}
-        out.append(_Mirrored(feed, axes))
-    return out
-
-
-@dataclass(frozen=True)
-class _Mirrored(Mapping[str, Array]):
-    """Another feed with each input turned about one of its axes, made when it is read."""
-
-    feed: Mapping[str, Array]
-    axes: Mapping[str, int]
-
-    def __getitem__(self, name: str) -> Array:
-        return np.ascontiguousarray(np.flip(self.feed[name], self.axes[name]))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.feed)
-
-    def __len__(self) -> int:
-        return len(self.feed)

@@ -337,8 +337,6 @@ RIDGES = (1e-3, 1e-2, 1e-1, 0.4, 1.5, 6.0)
 _SWEPT = 0.1
 WORTH = 0.99
 """Of the error with the next smaller ridge: what gains less is noise."""
-SPARE_WORTH = 0.95
-"""Of the error without spare samples, which are not quite like the others: less of a gain is not worth that."""
 _TRIED = 64
 """Rows of a layer on which ridges are tried, of as many matrices at most."""
 _TRIED_WORK, _LEAST_TRIED = 1e10, 8

@@ -31,7 +31,7 @@ from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Store, Walk
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
-from prunecli.reconstruct.fit import SPARE_WORTH, with_diagonal
+from prunecli.reconstruct.fit import with_diagonal
 from prunecli.reconstruct.obs import suited
 from prunecli.reconstruct.turning import Turned, turn
 from prunecli.registry import into
@@ -165,7 +165,7 @@ _TINY = float(np.finfo(float).tiny)
 @dataclass(frozen=True)
 class LayerFit:
     """What was done to one layer. Errors: squared differences from its aim over the spread of the aim, on held-out data
-    if there are any. `mirrored`: mirror images of the samples were fitted on, too."""
+    if there are any."""
 
     name: str
     weight: str
@@ -173,7 +173,6 @@ class LayerFit:
     ridge: float | None
     error_before: float
     error_after: float
-    mirrored: bool = False
 
 
 @dataclass
@@ -211,10 +210,7 @@ def refit(
     layers, left = refittable(cut)
     before = {layer.output: layer for layer in refittable(original)[0]}
     with Store() as store, journal or LayerJournal(None, "") as kept:
-        walks = [
-            Walk(model, [*data.feeds, *data.spare], store, open_session=data.start, keep=())
-            for model in (original, cut)
-        ]
+        walks = [Walk(model, data.feeds, store, open_session=data.start, keep=()) for model in (original, cut)]
         pair = _Pair(walks[0], walks[1], removed, data=data)
         for layer in progress(layers, "refitting", len(layers)):
             if layer.output in before:
@@ -312,7 +308,7 @@ def _visit(
             return journal.put(layer.name, {})
         if layer.shape[2] * layer.shape[3] > WIDEST:
             return journal.put(layer.name, {"left": f"it has more than {WIDEST} inputs"})
-        fitted, held, spare = _equations(layer, pair)
+        fitted, held = _equations(layer, pair)
     except _UnlikeError:
         return journal.put(layer.name, {"left": "its values do not correspond to the original's one by one"})
     finally:
@@ -322,28 +318,21 @@ def _visit(
     present = Fit("none", layer.matrices(), layer.constant())
     free = layer.offset is not None
     fit, after, error = choose(method, fitted, held, present=present, free=free)
-    mirrored = False
-    if spare.count:
-        spare += fitted
-        other, less, _ = choose(method, spare, held, present=present, free=free)
-        mirrored = less < SPARE_WORTH * after
-        fit, after = (other, less) if mirrored else (fit, after)
     judge = fitted if held is None else held
     scale = max(judge.spread, _TINY)
     name, errors = layer.node.name or layer.output, {"error_before": error / scale, "error_after": after / scale}
-    done = LayerFit(name, layer.weight.name, fit.method, ridge=fit.ridge, **errors, mirrored=mirrored)
+    done = LayerFit(name, layer.weight.name, fit.method, ridge=fit.ridge, **errors)
     changed = [] if fit.method == "none" else [layer.cast(fit.weights), fit.constant]
     return journal.put(layer.name, asdict(done), changed)
 
 
-def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | None, Equations]:
-    """Sums over the fitting data, over the held-out data if there are any, and over spare data where others are few."""
+def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | None]:
+    """Sums over the fitting data, and over the held-out data if there are any."""
     batch, rows, taps, cols = layer.shape
     scale, shift = layer.affine()
     scale = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(initial=_TINY), scale, 1.0)
-    fitted, count, spare = pair.data.fitted, len(pair.data.feeds), len(pair.data.spare)
-    sides = [Equations.empty(batch, rows, taps * cols) for _ in range(3)]
-    parts = [range(fitted), range(fitted, count), range(count, count + spare)]
+    sides = [Equations.empty(batch, rows, taps * cols) for _ in range(2)]
+    parts = [range(pair.data.fitted), range(pair.data.fitted, len(pair.data.feeds))]
 
     def targets(aim: Array, places: Array) -> Array:
         with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
@@ -352,14 +341,12 @@ def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | 
 
     def of(side: int, part: range) -> Iterator[Addend]:
         numbers = pair.read(layer, part) if part else ()
-        picker = Picker(max(len(parts[0]) if side == 2 else len(numbers), 1), taps * cols, POSITIONS)
+        picker = Picker(len(numbers), taps * cols, POSITIONS)
         for number in numbers:
             aim = pair.kept(layer.target, number).astype(np.float32)
             if layer.carried is not None:
                 aim = aim - pair.cut.read(layer.carried, number)
             available = pair.data.places(layer.found, number, aim.shape)
-            if side == 2 and len(available) > picker.most:
-                break  # there are enough without
             data = pair.cut.read(layer.found.data, number)
             for places in picker.pick(available):
                 columns = partial(layer.found.columns, data, aim.shape, places)
@@ -367,7 +354,7 @@ def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | 
 
     given = chain.from_iterable(of(side, part) for side, part in enumerate(parts))
     add_each(given, sides[0], pair.data.lanes)
-    return sides[0], sides[1] if pair.data.held else None, sides[2]
+    return sides[0], sides[1] if pair.data.held else None
 
 
 def output_error(original: ir.Model, others: Sequence[ir.Model], data: CalibrationBatches) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from prunecli._version import __version__
 from prunecli.arrays import Array
 from prunecli.calibration.batches import CalibrationBatches
 from prunecli.calibration.fitted import LayerJournal, identity_of
-from prunecli.calibration.samples import mirrored, run_size
+from prunecli.calibration.samples import run_size
 from prunecli.data import Dataset
 from prunecli.data.synthetic import image_like
 from prunecli.dependency.cut import Removed
@@ -35,8 +35,6 @@ HELD = 8
 """One of so many samples is held out; with fewer samples all are used for both."""
 MOST = 1024
 """Most samples that recovery uses; more do not change a layer's fit."""
-ENOUGH = 512
-"""Number of images below which mirror images are added in layers where the held-out error falls."""
 TOP = 24
 FOLD = "fold"
 """The recovery that needs no data."""
@@ -135,8 +133,6 @@ class _Job:
             folded: what the form is at first; `layers`, what was done to it.
         """
         data, held = calibration(self.cuttable, samples, self.options)
-        if data.held:
-            data = replace(data, spare=mirrored(data.feeds[: data.fitted], ENOUGH - len(samples)))
         form = "auto" if method == FOLD else method
         tries = [_Try("none", self.cut)]
         if folded is not None and layers:

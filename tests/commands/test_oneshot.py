@@ -12,7 +12,6 @@ import pytest
 from onnx import helper, numpy_helper
 
 import prunecli
-from prunecli.calibration.samples import mirrored
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
 from tests.tiny import few
@@ -346,19 +345,6 @@ def test_a_layer_of_few_samples_is_judged_on_others(tmp_path: Path) -> None:
     wide = next(row for row in rows.values() if row["weight"] == "b")
     assert wide["held_out_error"] > 2 * wide["reconstruction_error"] and wide["ridge"] > 1e-3
     assert any("too few" in note for note in found.to_json()["notes"])
-
-
-@pytest.mark.parametrize(
-    ("shape", "count", "axis"),
-    [((4, 3, 8, 9), 8, 3), ((4, 8, 9, 3), 8, 2), ((4, 3, 8, 9), 6, 3), ((4, 7), 8, None), ((4, 3, 8, 9), 3, None)],
-)
-def test_images_are_turned_as_far_as_asked(shape: tuple[int, ...], count: int, axis: int | None) -> None:
-    feeds = [{"x": f(*shape)} for _ in range(3)]
-    found = mirrored(feeds, count)
-    assert len(found) == (0 if axis is None else count // 4)
-    for feed, turned in zip(feeds, found, strict=False):
-        assert axis is not None
-        np.testing.assert_array_equal(turned["x"], np.flip(feed["x"], axis))
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,17 +137,6 @@ def test_what_is_really_lost_is_made_up_for_in_part(name: str, tmp_path: Path) -
     errors = {method: case.errors(case.refit(method)[0])[0] for method in METHODS}
     assert errors["lstsq"] < errors["none"] and errors["bias"] < errors["none"]
     assert errors["auto"] <= min(errors.values()) * 1.01
-
-
-@pytest.mark.parametrize("helps", [True, False])
-def test_spare_samples_are_fitted_on_where_they_help(helps: bool, tmp_path: Path) -> None:
-    """Few samples: more of the same kind help, others of another kind do not."""
-    case = Case(tmp_path, convs, [0, 3], count=32)
-    few = {"x": case.data.feeds[0]["x"][:2]}
-    spare = [{"x": floats(48, 3, 6, 6, seed=3) * (1 if helps else 20)}]
-    data = replace(case.data, feeds=[few, case.data.feeds[1]], spare=spare)
-    done = refit(case.subject.work, case.cut.clone(), case.positions, data)
-    assert any(fit.mirrored for fit in done.layers) == helps
 
 
 def test_a_wrong_fit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
