@@ -206,13 +206,45 @@ def test_a_difference_in_a_metric_of_samples(
     assert "in mine beyond chance" in text or "difference in mine is within chance" in text
 
 
+def told(found: Evaluation) -> str:
+    """The report in one line."""
+    return " ".join(to_terminal(found.to_document(), width=400, color=False, level=Level.DETAIL).split())
+
+
+def recorded(folder: Path, names: tuple[str, ...]) -> DataOptions:
+    """Two samples of the digits with outputs by another model's hand: half of what the model gives."""
+    session = onnxruntime.InferenceSession(SAMPLES / "digits-mlp.onnx")
+    for number, image in enumerate(np.load(SAMPLES / "digits-test.npz")["image"][:2].astype(np.float32)):
+        place = folder / f"test_data_set_{number}"
+        place.mkdir()
+        (scores,) = session.run(None, {"image": image[None]})
+        for kind, array, name in (("input", image[None], "image"), *(("output", scores / 2, name) for name in names)):
+            (place / f"{kind}_0.pb").write_bytes(onnx.numpy_helper.from_array(array, name).SerializeToString())
+    return DataOptions(str(folder))
+
+
+@pytest.mark.parametrize("name", ["logits", "another"])
+def test_recorded_outputs_are_compared_by_name_or_in_their_order(name: str, tmp_path: Path) -> None:
+    options = EvaluateOptions(data=recorded(tmp_path, (name,)), latency=False)
+    found = evaluate(SAMPLES / "digits-mlp.onnx", None, options)
+    assert found.fidelity is not None and found.fidelity.short()["snr_db"] == pytest.approx(0, abs=1e-3)
+
+
 def test_the_train_test_gap() -> None:
     train = DataOptions(str(SAMPLES / "digits-train.npz"))
-    found = as_json(measured("digits-mlp", "digits-test.npz", train_data=train))["overfitting"]
-    values = {}
-    for data in ("digits-train.npz", "digits-test.npz"):
-        truth, scores = answers("digits-mlp", data)
-        values[data] = np.mean(truth == scores.argmax(axis=1))
+    run = measured("digits-mlp", "digits-test.npz", train_data=train)
+    found, values, gaps = as_json(run)["overfitting"], {}, []
+    for model in ("digits-cnn", "digits-mlp"):
+        for data in ("digits-train.npz", "digits-test.npz"):
+            truth, scores = answers(model, data)
+            values[data] = np.mean(truth == scores.argmax(axis=1))
+        gaps.append(values["digits-train.npz"] - values["digits-test.npz"])
+    words = f"accuracy is {gaps[1]:.4g} better on its training data than on the test data"
+    assert f"{words}." in told(run)
+    both = told(measured("digits-mlp", "digits-test.npz", "digits-cnn", train_data=train))
+    trend = "narrower" if gaps[1] < gaps[0] else "wider"
+    assert f"{words}; the baseline's gap is {gaps[0]:.4g}, so the model's is {trend}." in both
+    assert f"baseline accuracy {gaps[0]:.4f}"[:8] in both
     assert found["model"]["train"]["accuracy"] == values["digits-train.npz"]
     assert found["model"]["gap"]["accuracy"] == values["digits-train.npz"] - values["digits-test.npz"]
     assert found["train_samples"] == 1000
@@ -346,6 +378,7 @@ REFUSED: list[tuple[str, str | None, dict[str, Any], str]] = [
     ("digits-mlp", "digits-test.npz", {"task": "regression"}, "fit no output of the model for regression"),
     ("digits-mlp", "digits-test.npz", {"output_name": "probs"}, "no output named probs"),
     ("digits-mlp", "cancer-test.npz", {}, "cancer-test.npz:features"),
+    ("digits-mlp", "digits-test.npz", {"metric": ("mae",)}, "--metric mae has no meaning"),
     ("diabetes-mlp", "diabetes-test.npz", {"task": "classification"}, "fit no output of the model for class"),
 ]
 

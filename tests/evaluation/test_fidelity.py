@@ -196,6 +196,15 @@ def test_other_shapes_are_refused_and_text_is_equal_or_not() -> None:
     assert FidelityCollector().result("x") is None
 
 
+def test_parts_of_sequences_are_compared_and_maps_are_not() -> None:
+    collector = FidelityCollector()
+    collector.add({"s": [A, B], "m": [{0: 1.0}]}, {"s": [A, A], "m": [{0: 1.0}, {0: 2.0}]}, 40)
+    found = collector.result("x")
+    assert found is not None and list(found.outputs) == ["s[0]", "s[1]"] and not found.alike
+    assert found.outputs["s[1]"]["max_abs"] == pytest.approx(np.abs(A64 - B64).max(), rel=1e-6)
+    assert found.skipped == ["not compared: m is not a tensor in both models"]
+
+
 def detections(layout: str) -> tuple[Any, Any]:
     """Boxes of 40 places in pixels and scores of 6 classes, of which a few are high; and the same with half of the high
     scores gone."""

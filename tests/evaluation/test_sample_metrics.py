@@ -228,6 +228,9 @@ REFUSED = [
     ("wer", LOGITS, np.array(["a"] * 4), "give labels as the output writes them"),
     ("spearman", VECTORS, KINDS, "number of the pair"),
     ("recall_at_1", VECTORS, PAIRED, "one class per sample"),
+    ("perplexity", LOGITS, TOKENS + 0.5, "no class numbers"),
+    ("perplexity", VECTORS, KINDS, "needs logits (samples, tokens, classes)"),
+    ("wer", VECTORS, KINDS, "neither tokens nor scores of CTC"),
     ("map", LOGITS, np.zeros((4, 2, 4)), "class, x1, y1, x2, y2"),
     ("map", np.zeros((4, 9, 5)), np.tile([0.0, 1, 1, 2, 2], (4, 2, 1)), "no layout"),
     ("map", LOGITS, np.tile([0.0, 50, 20, 30, 40], (4, 1, 1)), "corners, not a size"),
@@ -364,6 +367,18 @@ def test_overlaps_are_suppressed_within_a_class() -> None:
     assert detection.suppress(boxes, np.array([0, 0, 1, 0])).tolist() == [0, 2, 3]
 
 
+def test_logits_without_a_class_of_nothing_go_through_the_sigmoid() -> None:
+    logits = np.array([[[2.0, -3], [-3, 1.0], [-3, 2.0], [2.5, -4]]])
+    (found,) = detection.read_detections({"boxes": np.arange(16.0).reshape(1, 4, 4) * 10, "logits": logits})
+    assert found.scores.tolist()[:2] == pytest.approx([1 / (1 + np.exp(-2.5)), 1 / (1 + np.exp(-2.0))])
+
+
+def test_nothing_there_and_nothing_found() -> None:
+    assert math.isnan(value("map", layout("corners"), -np.ones_like(TRUTH), FEED))
+    nowhere = layout("corners")
+    assert value("map", {**nowhere, "boxes": nowhere["boxes"] * np.nan}, TRUTH, FEED) == 0
+
+
 def test_logits_of_detr_have_a_class_of_nothing() -> None:
     logits = np.array([[[5.0, 0, 0], [0, 0, 5.0], [0, 0, 6.0]]])
     boxes = np.tile([0.5, 0.5, 0.2, 0.4], (1, 3, 1))
@@ -485,11 +500,12 @@ def test_what_goes_wrong_in_the_users_code_is_told(code: str, name: str, part: s
 
 @pytest.mark.parametrize(
     ("text", "hint"),
-    [("acuracy", "did you mean accuracy?"), ("lower:accuracy", "is for functions"), ("no.py:f", "FILE.py:FUNCTION")],
+    [("acuracy", "did you mean accuracy?"), ("lower:accuracy", "is for functions"), ("no.py:f", "FILE.py:FUNCTION"),
+     ("psnr psnr", "leave one out")],
 )
 def test_unknown_metrics(text: str, hint: str) -> None:
     with pytest.raises(PruneError) as error:
-        find_metrics([text])
+        find_metrics(text.split())
     assert hint in error.value.hint
 
 
