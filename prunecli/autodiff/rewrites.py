@@ -259,7 +259,7 @@ def rms(ops: Ops, x: Value, scale: Value, epsilon: float, axis: int) -> Value:
 
 
 def _with_sum(r: RewriteContext, y: Value, total: Value) -> list[Value]:
-    if any(out.uses() for out in r.node.outputs[1:3]):
+    if any(out.uses() or out.is_graph_output() for out in r.node.outputs[1:3]):
         raise r.refuse("its statistics are used")
     return [y, y, y, total][: max(len(r.node.outputs), 1)]
 

@@ -50,6 +50,38 @@ def test_other_float_types_are_computed_in_single_precision(dtype: int, kind: An
     np.testing.assert_allclose(gradient(graph(PLAIN, dtype, W.astype(kind))), expected(), atol=1e-5)
 
 
+NOT_THERE: list[tuple[str, str, int, dict[str, Any], str]] = [
+    # wrt, shape of x, opset, loss, message
+    ("v", "x", 20, {}, "no tensor named v"),
+    ("w", "z", 20, {}, "the input x has no shape"),
+    ("w", "x", 6, {}, "opset 6; gradients need 7"),
+    ("w", "x", 20, {"output": "z"}, "no value named z"),
+    ("w", "x", 20, {"vector": "x"}, "an input named x, but there is one already"),
+]
+
+
+@pytest.mark.parametrize(("wrt", "given", "opset", "loss", "message"), NOT_THERE, ids=[case[-1] for case in NOT_THERE])
+def test_what_is_not_there_is_named(wrt: str, given: str, opset: int, loss: dict[str, Any], message: str) -> None:
+    with pytest.raises(PruneError) as caught:
+        differentiate(
+            graph(PLAIN, opset=opset), [wrt], OutputProduct(**{"vector": None, **loss}), shapes={given: X.shape}
+        )
+    assert message in caught.value.message
+
+
+def test_names_of_the_model_are_left_to_it() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["grad/1"]), node("Relu", ["grad/1"], ["y"])]
+    np.testing.assert_allclose(gradient(graph(nodes)), expected(), atol=1e-5)
+
+
+def test_half_precision_constants_of_a_node_are_read_in_single_precision() -> None:
+    fill = numpy_helper.from_array(np.ones(1, np.float16))
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Shape", ["h"], ["s"]), node("ConstantOfShape", ["s"], ["o"], value=fill),
+             node("Mul", ["h", "o"], ["m"]), node("Relu", ["m"], ["y"])]  # fmt: skip
+    model = graph(nodes, TensorProto.FLOAT16, W.astype(np.float16))
+    np.testing.assert_allclose(gradient(model), expected(), atol=1e-5)
+
+
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 20, 21, 23])
 def test_any_opset(opset: int) -> None:
     np.testing.assert_allclose(gradient(graph(PLAIN, opset=opset)), expected(), atol=1e-5)

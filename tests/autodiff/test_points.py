@@ -31,6 +31,7 @@ POINTS: list[tuple[str, dict[str, Any], list[Any], list[Any], list[float]]] = [
     ("Pow", {}, [0, -2], [F(3)], [0, 12]),
     ("Pow", {}, [0, -2, 0], [np.array([0, 0, 1], F)], [0, 0, 1]),
     ("Pow", {}, [0, 5], [F(1)], [1, 1]),
+    ("Pow", {}, [0, 5], [F(0)], []),
     ("Where", {}, [1, 2], [], [1, 1]),
     ("HardSigmoid", {"alpha": 0.5, "beta": 0.5}, [-1, 0, 1], [], [0, 0.5, 0]),
     ("Erf", {}, [0, 30], [], [2 / np.sqrt(np.pi), 0]),

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from prunecli.autodiff import registry
+from prunecli.autodiff import differentiate, registry
+from prunecli.autodiff.losses import Weighted
 from prunecli.autodiff.rewrites import REWRITES
+from prunecli.errors import PruneError
 from tests.autodiff.cases import CASES
-from tests.autodiff.checker import Case, build, case, check_case, draw, reference_forward
-from tests.autodiff.odd_cases import ODD_CASES
+from tests.autodiff.checker import Case, OutputProduct, build, case, check_case, draw, reference_forward
+from tests.autodiff.odd_cases import ODD_CASES, REFUSED_CASES
 
 
 @pytest.mark.parametrize("c", [*CASES, *ODD_CASES], ids=lambda c: c.id)
 def test_gradient_agrees_with_differences(c: Case) -> None:
     check_case(c)
+
+
+@pytest.mark.parametrize(("c", "words"), REFUSED_CASES, ids=[f"{c.id}: {words}" for c, words in REFUSED_CASES])
+def test_what_a_rule_does_not_know_is_refused(c: Case, words: str) -> None:
+    drawing = draw(c)
+    model = ir.from_proto(build(c, drawing, np.float32))
+    loss = Weighted(tuple((1.0, OutputProduct(value.name, None)) for value in model.graph.outputs))
+    with pytest.raises(PruneError) as caught:
+        differentiate(model, list(drawing.wrt), loss, shapes={})
+    assert words in caught.value.message and f"{c.op} 'node'" in caught.value.message
 
 
 def test_every_rule_and_rewrite_has_a_case() -> None:
