@@ -56,8 +56,6 @@ class PackOptions(Chosen, UnpackOptions):
         super().check()
         if not 0 <= self.min_saving < 1:
             raise PruneError(f"--min-saving {self.min_saving} is no fraction below 1", "give one, as 10%")
-        if self.max_error is not None and not self.max_error >= 0:
-            raise PruneError(f"--max-error {self.max_error} is negative", "give a fraction of the largest output")
         if self.coo and self.values != "exact":
             raise PruneError("--format coo stores values as they are", "leave --values out")
         if self.max_error is not None and self.values == "exact":

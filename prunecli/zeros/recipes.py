@@ -30,7 +30,7 @@ def with_defaults(recipe: Recipe) -> Recipe:
     """The recipe with what gradient pruning does unless told otherwise.
 
     Raises:
-        PruneError: a criterion of another command, or nothing says how much goes.
+        PruneError: a criterion of another command.
     """
     recipe = replace(recipe, criterion=recipe.criterion or "smoothed")
     name = recipe.criterion or ""
@@ -40,8 +40,6 @@ def with_defaults(recipe: Recipe) -> Recipe:
     if not evidence.differentiates:
         raise PruneError(f"--criterion {name} is not of gradients", f"use {command_of(name)}")
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
-    if recipe.sparsity is None and recipe.threshold is None and not windows:
-        raise PruneError("how much to prune is not given", "give --sparsity 0.5, --threshold T, or --pattern 2:4")
     if windows or recipe.allocate or recipe.threshold is not None:
         return recipe
     return replace(recipe, scope=recipe.scope or "global")
@@ -56,14 +54,8 @@ def checked(recipe: Recipe, method: str, allocation: str | None) -> Recipe:
     """
     pattern = parse_pattern(recipe.pattern)
     check(METHODS.get(method), pattern)
-    if recipe.threshold is not None or recipe.criterion is not None:
-        raise PruneError("one-shot pruning has neither a threshold nor a criterion", "use --sparsity and --method")
-    if recipe.sparsity is None and not isinstance(pattern, Windows):
-        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
     if allocation is not None:
         ALLOCATIONS.get(allocation)
-    if recipe.scope == "lamp":
-        raise PruneError("LAMP is a score of magnitudes", "use `prune magnitude --scope lamp`, or --allocate loss")
     implied = ALLOCATION_OF_SCOPE.get(recipe.scope or "")
     if implied and allocation not in (None, implied):
         raise PruneError(

@@ -97,6 +97,28 @@ def test_json_has_the_contract_and_what_was_asked() -> None:
     assert sum(layer["share"] for layer in full["layers"]) == pytest.approx(1, abs=1e-12)
 
 
+def test_what_is_not_analysed_or_no_tensor_is_told(tmp_path: Path) -> None:
+    make, info, kind = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    weight = onnx.numpy_helper.from_array(np.ones((6, 3), np.float32), "w")
+    five = onnx.numpy_helper.from_array(np.ones((5, 2), np.float32), "five")
+    nodes = [make("Concat", ["x", "five"], ["r"], "five rows", axis=1), make("MatMul", ["r", "w"], ["h"], "fc"),
+             make("ZipMap", ["h"], ["y"], "names", domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])]  # fmt: skip
+    output = onnx.helper.make_value_info("y", onnx.helper.make_sequence_type_proto(
+        onnx.helper.make_map_type_proto(onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(kind, []))))  # fmt: skip
+    graph = onnx.helper.make_graph(nodes, "g", [info("x", kind, ["n", 4])], [output], [weight, five])
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    text = " ".join(to_terminal(inspect(tmp_path / "m.onnx").to_document(), width=300).split())
+    assert "y (no tensor, as a sequence of maps)" in text
+    assert "the model does not run at the sizes assumed (n of x = 1): state others with --dim" in text
+    assert "Concat 'five rows'" in text
+
+
+def test_the_units_of_a_graph_are_summed_up_in_json(tmp_path: Path) -> None:
+    found = inspect(SAMPLES / "digits-mlp.onnx", InspectOptions(graph=tmp_path / "g.json")).to_json()["graph"]
+    assert found["layers"] and not any("each" in layer for layer in found["layers"])
+
+
 def test_tables_show_every_section() -> None:
     found = inspect(SAMPLES / "digits-cnn.onnx", InspectOptions(histogram=True, nm=(2, 4)))
     text = to_terminal(found.to_document())

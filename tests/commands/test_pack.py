@@ -235,6 +235,9 @@ def test_coo_is_written_and_read(tmp_path: Path) -> None:
     assert [s.values.name for s in stored.sparse_initializer] == ["v"]
     assert stored.sparse_initializer[0].indices.data_type == onnx.TensorProto.INT64
     assert {row.name: row.encoding for row in found.rows} == {"w": "dense", "v": "coo"}
+    constants = save_proto(model([const("w", weight("95%")), *two()], {"v": weight("95%")}), tmp_path, "c2.onnx")
+    inside = pack(constants, output=tmp_path / "c3.onnx", format="coo")
+    assert [(s.name, s.reason) for s in inside.skipped] == [("w", "not an initializer of the main graph")]
     assert found.after.file_bytes < path.stat().st_size
     assert compare(path, tmp_path / "c.onnx").identical
     dense = unpack(tmp_path / "c.onnx", output=tmp_path / "d.onnx")
@@ -266,6 +269,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("excluded", {"exclude": ["*"]}, "nothing in"),
     ("saving", {"min_saving": 1.0}, "no fraction below 1"),
     ("lossy coo", {"format": "coo", "values": "int8"}, "stores values as they are"),
+    ("negative error", {"max_error": -0.1, "values": "int8"}, "'-0.1' is outside 0 to 1"),
+    ("included", {"include": ["u*"]}, "not matched by --include"),
     ("error of exact values", {"max_error": 0.1}, "--max-error is of"),
     ("unproved error", {"max_error": 0.1, "values": "int8", "verify": False}, "--no-verify skips"),
 ]
@@ -274,9 +279,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("name", "options", "words"), REFUSED, ids=[r[0] for r in REFUSED])
 def test_refusals(name: str, options: dict[str, Any], words: str, tmp_path: Path) -> None:
     path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
-    with pytest.raises(PruneError, match=words.replace("*", ".")) as caught:
+    with pytest.raises(PruneError) as caught:
         pack(path, output=tmp_path / "p.onnx", **options)
-    assert caught.value.hint
+    assert words in f"{caught.value.message} {caught.value.hint}" and caught.value.hint
     assert not (tmp_path / "p.onnx").exists()
 
 

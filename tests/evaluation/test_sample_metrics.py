@@ -500,8 +500,12 @@ def test_what_goes_wrong_in_the_users_code_is_told(code: str, name: str, part: s
 
 @pytest.mark.parametrize(
     ("text", "hint"),
-    [("acuracy", "did you mean accuracy?"), ("lower:accuracy", "is for functions"), ("no.py:f", "FILE.py:FUNCTION"),
-     ("psnr psnr", "leave one out")],
+    [
+        ("acuracy", "did you mean accuracy?"),
+        ("lower:accuracy", "is for functions"),
+        ("no.py:f", "FILE.py:FUNCTION"),
+        ("psnr psnr", "leave one out"),
+    ],
 )
 def test_unknown_metrics(text: str, hint: str) -> None:
     with pytest.raises(PruneError) as error:

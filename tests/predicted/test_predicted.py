@@ -60,6 +60,30 @@ def test_power_and_reach_of_a_residual_sum(tmp_path: Path) -> None:
     assert (found.sums[values["a"]], found.sums[values["r"]]) == (1, 0)
 
 
+GATED = """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 3, 2, 4}, float[2] f = {1, 3}, float[1] d = {2}, float[2,2] v = {1, 0, 0, 1}> {
+  a = MatMul(x, w)
+  b = Mul(a, f)
+  s = Sigmoid(b)
+  g = Mul(b, s)
+  h = Div(g, d)
+  q = Div(g, f)
+  m = MatMul(h, q)
+  y = MatMul(m, v)
+}"""
+
+
+def test_power_of_factors_gates_and_products(tmp_path: Path) -> None:
+    """A mean square of 5 for f; what is one number counts as none; a gate has a power of its own."""
+    file = load(write(tmp_path / "m.onnx", GATED))
+    found = flow_of(file.ir.graph, find_weights(file).prunable)
+    values = {v.name: v for v in found.power}
+    powers = {"a": 15.0, "b": 75.0, "s": 0.25, "g": 75 / 4, "h": 75 / 4, "q": 75 / 20, "m": 75 / 4 * 75 / 20}
+    assert {name: found.power[values[name]] for name in powers} == pytest.approx(powers)
+    reaches = {"m": 1.0, "h": 0.5, "q": 0.5, "g": 1.0, "s": 0.5, "b": 0.5 + 0.5 / 4, "a": 0.625}
+    assert {name: found.reach[values[name]] for name in reaches} == pytest.approx(reaches)
+    assert found.gated[values["b"]] and not found.gated[values["m"]]
+
+
 def test_figures_of_a_layer(tmp_path: Path) -> None:
     """Half of w are 1 and 2: 5 of a power of 30, of which 15/16 reach the outputs."""
     found = describe_weights(load(write(tmp_path / "m.onnx", RESIDUAL)))

@@ -26,12 +26,27 @@ from tests.storage.sparse import DTYPES, Array, matmul, optimised, run, sparse
 
 # encoding, pattern of the zeros, variant that must be chosen ("" where there is one only)
 CASES = [
-    ("mask", "50%", ""), ("mask", "80%", ""), ("mask", "odd", ""), ("mask", "last", ""),
-    ("gaps", "50%", ""), ("gaps", "99%", ""), ("gaps", "odd", ""), ("gaps", "last", ""), ("gaps", "none", ""),
-    ("windows", "2:4", "2:4"), ("windows", "1:4", "1:4"), ("windows", "1:8", "1:8"), ("windows", "3:16", "3:16"),
-    ("blocks", "4x1", "4x1"), ("blocks", "1x4", "1x4"), ("blocks", "8x16", "8x16"), ("blocks", "1x*", "1x48"),
+    ("mask", "50%", ""),
+    ("mask", "80%", ""),
+    ("mask", "odd", ""),
+    ("mask", "last", ""),
+    ("gaps", "50%", ""),
+    ("gaps", "99%", ""),
+    ("gaps", "odd", ""),
+    ("gaps", "last", ""),
+    ("gaps", "none", ""),
+    ("windows", "2:4", "2:4"),
+    ("windows", "1:4", "1:4"),
+    ("windows", "1:8", "1:8"),
+    ("windows", "3:16", "3:16"),
+    ("blocks", "4x1", "4x1"),
+    ("blocks", "1x4", "1x4"),
+    ("blocks", "8x16", "8x16"),
+    ("blocks", "1x*", "1x48"),
     ("blocks", "*x1", "32x1"),
-]  # fmt: skip
+]
+ODD = [("mask", "50%", (31, 47)), ("gaps", "90%", (31, 47)), ("windows", "1:8", (3, 24)), ("blocks", "1x*", (33, 16))]
+"""Sizes that do not fill the last byte."""  # fmt: skip
 
 
 def packed(array: Array, encoded: Encoded, folder: Path) -> Path:
@@ -67,6 +82,17 @@ def test_what_is_stored_decodes_to_the_same_bits(name: str, zeros: str, detail: 
         theirs = ReferenceEvaluator(str(path)).run(None, {"x": np.eye(len(array), dtype=np.float32)})[0]
         ours = np.eye(len(array), dtype=np.float32) @ array
     assert np.array_equal(theirs, ours, equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "zeros", "shape"), ODD)
+def test_sizes_that_do_not_fill_the_last_byte(name: str, zeros: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    array = sparse(zeros, shape=shape)
+    encoded = ENCODINGS[name](EncodedTensor(array, ir.DataType.FLOAT), Rows(array.reshape(-1)), 1 << 20)
+    assert encoded is not None
+    path = packed(array, encoded, tmp_path)
+    assert read(path, array.size).tobytes() == array.tobytes()
+    x = np.ones((1, len(array)), np.float32)
+    assert run(path, {"x": x})[0].tobytes() == run(tmp_path / "m.onnx", {"x": x})[0].tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

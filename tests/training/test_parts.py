@@ -14,8 +14,9 @@ from prunecli.model import load
 from prunecli.options.training import AUGMENTS as NAMES
 from prunecli.options.training import parse_augments
 from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSettings, clip_norm, warmed
-from prunecli.training.parameters import Parameters, trainable
+from prunecli.training.parameters import Parameters, reset_head, trainable
 from prunecli.training.supply import AUGMENTS, apply_augments, crop, mixup
+from prunecli.training.trainer import PENALTIES, add_penalty
 from tests import tiny
 
 STEPS, RATE = 4, 0.1
@@ -164,6 +165,66 @@ def test_mixup_mixes_labels_as_it_mixes_samples() -> None:
     mixed = mixup({"x": labels * 3, "labels": labels}, 1.0, np.random.default_rng(0))
     assert mixed["x"] == pytest.approx(mixed["labels"] * 3) and mixed["labels"].sum(axis=1) == pytest.approx(np.ones(8))
     assert ((mixed["labels"] > 0) & (mixed["labels"] < 1)).any()
+
+
+PENALISED: dict[str, tuple[Callable[[Array, Array], float], str]] = {
+    # R of the matrix and of the scale of a BatchNormalization, and which of them it is of
+    "l1": (lambda w, s: float(np.abs(w).sum()), "w"),
+    "group-lasso": (lambda w, s: float(np.sqrt(3) * np.linalg.norm(w, axis=0).sum()), "w"),
+    "bn-l1": (lambda w, s: float(np.abs(s).sum()), "s"),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_are_the_slopes_of_their_formula(name: str, tmp_path: Path) -> None:
+    """Rows of outputs are columns of w: of three elements each. By central differences in float64."""
+    text = """g (float[N,3] x) => (float[N,4] y)
+        <float[3,4] w = {1,2,3,4,-1,5,3,2,1,2,7,-8}, float[4] s = {3,-3,2,1}, float[4] b = {1,1,1,1}, float[4] m = {0,0,0,0},
+         float[4] v = {1,1,1,1}> { a = MatMul(x, w) y = BatchNormalization(a, s, b, m, v) }"""
+    found = Parameters(trainable(load(tiny.write(tmp_path / "m.onnx", text))))
+    penalty, of = PENALISED[name]
+    add_penalty(name, 0.5, found)
+    at = {item.name: np.float64(item.weight.array()) for item in found.items}
+    for item in found.items:
+        slope = np.zeros(item.weight.shape)
+        for place in np.ndindex(slope.shape):
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = {key: array.copy() for key, array in at.items()}
+                moved[item.name][place] += step
+                ends.append(penalty(moved["w"], moved["s"]))
+            slope[place] = 0.5 * (ends[0] - ends[1]) / 2e-5
+        assert bool(slope.any()) == (item.name == of)
+        assert found.gradient(item) == pytest.approx(slope, abs=1e-4)
+
+
+NO_HEAD = [
+    # nodes up to y, classes, message
+    ("y = MatMul(x, w)", 1, "at least two classes"),
+    ("y = Relu(x)", 2, "does not end in a Gemm or MatMul"),
+    ("a = MatMul(x, w) y = MatMul(a, w)", 2, "no matrix of its own"),
+    ("t = Transpose(x) a = MatMul(w, t) y = Identity(a)", 2, "not its second operand"),
+    ("r = Reshape(w, s) a = MatMul(x, r) y = Softmax(a)", 2, "reshaped before it is used"),
+]
+
+
+@pytest.mark.parametrize(("nodes", "classes", "message"), NO_HEAD, ids=[each[-1] for each in NO_HEAD])
+def test_heads_that_cannot_be_made_anew(nodes: str, classes: int, message: str, tmp_path: Path) -> None:
+    text = (
+        f"g (float[N,3] x) => (float[N,3] y) <float[3,3] w = {{1,2,3,4,5,6,7,8,9}}, int64[2] s = {{3,3}}> {{ {nodes} }}"
+    )
+    with pytest.raises(PruneError, match=message):
+        reset_head(load(tiny.write(tmp_path / "m.onnx", text)), classes)
+
+
+def test_a_new_head_has_the_bias_that_is_added_behind_it(tmp_path: Path) -> None:
+    text = """g (float[N,3] x) => (float[N,3] y) <float[3,3] w = {1,2,3,4,5,6,7,8,9}, float[3] b = {1,2,3}>
+        { a = MatMul(x, w) c = Add(a, b) y = Softmax(c) }"""
+    file = load(tiny.write(tmp_path / "m.onnx", text))
+    assert reset_head(file, 5) == "w"
+    stored = {name: value.const_value.numpy() for name, value in file.ir.graph.initializers.items()}
+    assert stored["w"].shape == (3, 5) and np.abs(stored["w"]).max() <= 1 / np.sqrt(3) and not stored["b"].any()
+    assert stored["b"].shape == (5,) and file.ir.graph.outputs[0].shape[1] == 5
 
 
 def test_steps_follow_the_size_of_the_weights(tmp_path: Path) -> None:
