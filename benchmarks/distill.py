@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common import SHARED, parser, show
-from recover_structured import accuracy
+from oneshot import Case, quality
 
 from prunecli import oneshot, structured
 from prunecli.data.options import DataOptions
@@ -64,7 +64,8 @@ def main() -> None:
                     found = pruned(MODELS / f"{name}.onnx", amount, recover=recover, output=out, force=True, threads=1,
                                    data=DataOptions(str(calibration), limit=SAMPLES), **more)  # fmt: skip
                     seconds = time.process_time() - start
-                    rows.append([name, amount, recover, accuracy(out, test), held_out(found), f"{seconds:.0f}"])
+                    reached = quality(out, MODELS / f"{name}.onnx", Case(calibration, test, ()))
+                    rows.append([name, amount, recover, reached, held_out(found), f"{seconds:.0f}"])
                     print(rows[-1], flush=True)
     show(
         "Distillation on the calibration samples",

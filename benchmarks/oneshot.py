@@ -1,10 +1,13 @@
 """Quality after one-shot pruning on at most 512 unlabelled samples, no training; beside onnxsim's, in the same run.
 
-    python benchmarks/oneshot.py [--models NAME ...] [--amounts AMOUNT ...] [--methods NAME ...] [--peer-python PYTHON]
+    python benchmarks/oneshot.py [--models NAME ...] [--amounts AMOUNT ...] [--methods NAME ...] [--recover NAME ...]
+                                 [--peer-python PYTHON]
 
-Quality is the accuracy of the test data; of the sentence encoder the mean cosine with the original's embeddings.
-"zeros" is measured on the saved file, over the weights that our command prunes. Seconds, CPU seconds and peak memory
-are of the whole command in a process of its own, proof included (of the peer: seconds of its function alone).
+Quality is the accuracy of the test data; of the sentence encoder the mean cosine with the original's embeddings of
+sentences that are not among the calibration data, and Spearman's correlation (`sentence_encoder.py`). "zeros" is
+measured on the saved file, over the weights that our command prunes. Seconds, CPU seconds and peak memory are of the
+whole command in a process of its own, proof included (of the peer: seconds of its function alone). `--recover distill`
+trains on the same samples.
 """
 
 from __future__ import annotations
@@ -14,18 +17,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-from common import SHARED, parser, peer, show
+from common import SHARED, line, parser, peer, show
 from onnx import numpy_helper
+from sentence_encoder import embeddings, held_out, relatedness
 
 from prunecli import magnitude
+from prunecli.data.options import DataOptions
 from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
+from prunecli.runtime import Session
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
 PIXELS = {"classes": DATA / "imagenet-classes.txt", "mean": "127", "std": "128", "scale": "1"}
@@ -33,40 +39,50 @@ PIXELS = {"classes": DATA / "imagenet-classes.txt", "mean": "127", "std": "128",
 
 @dataclass(frozen=True)
 class Case:
-    """`fed`: how images become inputs."""
+    """`amounts`: zeros that are asked for. `fed`: how images become inputs."""
 
     calibration: Path
     test: Path
-    fed: dict[str, object] | None = None
+    amounts: tuple[str, ...]
+    fed: dict[str, str] = field(default_factory=dict)
 
 
-CIFAR = Case(DATA / "cifar10-train.npz", DATA / "cifar10-test.npz")
+CIFAR = Case(DATA / "cifar10-train.npz", DATA / "cifar10-test.npz", ("0.9",))
 CASES = {
     "resnet20-cifar10": CIFAR,
     "resnet56-cifar10": CIFAR,
-    "ch_ppocr_mobile_v2.0_cls_infer": Case(DATA / "ocr-cls-calib.npz", DATA / "ocr-cls-test.npz"),
-    "efficientnet-lite0": Case(DATA / "imagenet-calib", DATA / "imagenet-test", PIXELS),
-    "minilm-l6": Case(DATA / "sick-calib.npz", DATA / "sick-pairs.npz"),
+    "ch_ppocr_mobile_v2.0_cls_infer": Case(
+        DATA / "ocr-cls-calib.npz", DATA / "ocr-cls-test.npz", ("0.7", "0.8", "0.9", "2:4")
+    ),
+    "efficientnet-lite0": Case(DATA / "imagenet-calib", DATA / "imagenet-test", ("0.5", "0.7"), PIXELS),
+    "minilm-l6": Case(DATA / "sick-calib.npz", DATA / "sick-pairs.npz", ("0.5", "0.7", "2:4")),
 }
-AMOUNTS = ("0.5", "0.7", "0.8", "0.9", "2:4")
-OURS = ("auto",)
+SAMPLES = 512
 PEERS = ("sparsegpt", "wanda")
 
 
-def quality(path: Path, original: Path, case: Case) -> float:
+def quality(path: Path, original: Path, case: Case) -> str:
     if case.test.name == "sick-pairs.npz":
-        one, other = (embeddings(model, case.test) for model in (path, original))
-        return float((one * other).sum(axis=1).mean())
-    options = EvaluateOptions(data=str(case.test), latency=False, **(case.fed or {}))
-    return float(evaluate(path, options=options).to_json()["models"][0]["metrics"]["accuracy"])
+        pairs = held_out()
+        one, other = (np.concatenate([embeddings(model, pairs, side) for side in "ab"]) for model in (path, original))
+        return f"{(one * other).sum(axis=1).mean():.3f}; {relatedness(path):.3f}"
+    options = EvaluateOptions(data=str(case.test), latency=False, **case.fed)
+    return f"{evaluate(path, options=options).to_json()['models'][0]['metrics']['accuracy']:.3f}"
 
 
-def embeddings(path: Path, pairs: Path, limit: int = 600) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    with np.load(pairs) as data:
-        given = {i.name: data[f"a_{i.name}"][:limit].astype(np.int64) for i in session.get_inputs()}
-    parts = ({name: rows[at : at + 100] for name, rows in given.items()} for at in range(0, limit, 100))
-    return np.concatenate([session.run(None, part)[0] for part in parts])
+def given(case: Case) -> list[object]:
+    """The options that name the calibration data."""
+    fed = [text for key, value in case.fed.items() for text in (f"--{key}", value)]
+    return ["--data", case.calibration, *fed, "--limit", SAMPLES]
+
+
+def as_arrays(model: Path, case: Case, out: Path) -> Path:
+    """The calibration data as the model takes them, for peers that read no images."""
+    specs = Session.open(model).inputs
+    data = DataOptions(str(case.calibration), limit=SAMPLES, **case.fed).open(specs)
+    feeds = [batch.feed for batch in data.batches(1)]
+    np.savez(out, **{spec.name: np.concatenate([feed[spec.name] for feed in feeds]) for spec in specs})
+    return out
 
 
 def zeros(path: Path, names: set[str]) -> float:
@@ -95,8 +111,9 @@ def asked(amount: str) -> list[object]:
 def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--models", nargs="+", default=list(CASES))
-    made.add_argument("--amounts", nargs="+", default=list(AMOUNTS))
-    made.add_argument("--methods", nargs="*", default=list(OURS))
+    made.add_argument("--amounts", nargs="+")
+    made.add_argument("--methods", nargs="*", default=["auto"])
+    made.add_argument("--recover", nargs="*", default=["auto"])
     made.add_argument("--peers", nargs="*", default=list(PEERS))
     args = made.parse_args()
     rows: list[list[object]] = []
@@ -104,28 +121,26 @@ def main() -> None:
         out = Path(folder) / "out.onnx"
         for name in args.models:
             case, model = CASES[name], MODELS / f"{name}.onnx"
-            fed = [text for key, value in (case.fed or {}).items() for text in (f"--{key}", value)]
             rows.append([name, "unpruned", "", quality(model, model, case), *[""] * 4])
-            for amount in args.amounts:
+            arrays = as_arrays(model, case, Path(folder) / "given.npz") if args.peer_python else model
+            for amount in args.amounts or case.amounts:
                 recipe = {"pattern": amount} if ":" in amount else {"sparsity": float(amount)}
                 plain = magnitude(model, output=out, force=True, verify=False, **recipe)
                 names = {layer.weight for layer in plain.layers}
                 rows.append([name, "magnitude", amount, quality(out, model, case), zeros(out, names), *[""] * 3])
-                for method in args.methods:
-                    wanted = [*fed, *asked(amount), "--method", method, "-o", out, "--force"]
-                    spent = ours(["oneshot", model, "--data", case.calibration, *wanted])
-                    rows.append([name, method, amount, quality(out, model, case), zeros(out, names), *spent])
-                    print(rows[-1], flush=True)
-                for method in args.peers if args.peer_python and case.fed is None else ():
-                    told = peer(
-                        args.peer_python, "onnxsim_oneshot.py", method, model, case.calibration, 512, amount, out
-                    )
+                for method, recover in product(args.methods, args.recover):
+                    wanted = [*asked(amount), "--method", method, "--recover", recover, "-o", out, "--force"]
+                    spent = ours(["oneshot", model, *given(case), *wanted])
+                    row = [name, f"{method}, {recover}", amount, quality(out, model, case), zeros(out, names)]
+                    rows.append([*row, *spent])
+                    print(line(rows[-1]), flush=True)
+                for method in args.peers if args.peer_python else ():
+                    told = peer(args.peer_python, "onnxsim_oneshot.py", method, model, arrays, SAMPLES, amount, out)
                     failed = isinstance(told, str)
                     figures = [told, ""] if failed else [quality(out, model, case), zeros(out, names)]
-                    rows.append(
-                        [name, f"onnxsim {method}", amount, *figures, "" if failed else told["seconds"], "", ""]
-                    )
-                    print(rows[-1], flush=True)
+                    seconds = "" if failed else told["seconds"]
+                    rows.append([name, f"onnxsim {method}", amount, *figures, seconds, "", ""])
+                    print(line(rows[-1]), flush=True)
     head = ("model", "method", "asked", "quality", "zeros", "s", "CPU s", "GB")
     show("One-shot pruning", head, rows)
 

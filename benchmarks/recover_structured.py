@@ -1,107 +1,80 @@
-"""Accuracy after a structured cut to half of the MACs and recovery without labels or training; beside the peers.
+"""Quality after a structured cut and its recovery, without labels; beside Torch-Pruning's, in the same run.
 
-    python benchmarks/recover_structured.py [--models NAME ...] [--criteria NAME ...] [--peer-python PYTHON]
+    python benchmarks/recover_structured.py [--models NAME ...] [--macs M ...] [--criteria NAME ...]
+                                            [--recover NAME ...] [--peer-python PYTHON]
 
-At most 512 unlabelled calibration samples, accuracy of the test data. Each criterion decides once; its plan is then
-replayed with every `--recover`. Torch-Pruning's BatchNorms are re-estimated on the same images.
+Each row is `prune structured MODEL --macs M --data D --limit 512 --criterion C --recover R --no-timing`; quality,
+seconds and memory are those of `oneshot.py`. The ResNet with BatchNormalization is cut without data. The peer's
+networks are cut to the same part of the MACs, alone and with their BatchNorms re-estimated on the same images.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-from common import SHARED, parser, peer, show
-
-from prunecli import structured
-from prunecli.data.options import DataOptions
-
-DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
-SAMPLES, HALF = 512, 0.5
-METHODS = ("none", "bias", "bn", "lstsq", "auto")
+from common import line, parser, peer, show
+from oneshot import CASES, MODELS, SAMPLES, Case, given, ours, quality
 
 
 @dataclass(frozen=True)
-class Subject:
-    """`twin`: the file from which the peer builds its network."""
+class Cut:
+    """`amounts`: the parts of the MACs that are to remain. `twin`: the file from which the peer builds its network."""
 
-    name: str
-    path: Path
-    calibration: Path
-    test: Path
-    twin: Path | None = None
-
-
-SUBJECTS = [
-    *(Subject(f"ResNet-{n}", MODELS / f"resnet{n}-cifar10.onnx", DATA / "cifar10-train.npz", DATA / "cifar10-test.npz",
-              MODELS / f"resnet{n}-cifar10-bn.onnx") for n in (20, 56)),
-    Subject("OCR classifier", MODELS / "ch_ppocr_mobile_v2.0_cls_infer.onnx", DATA / "ocr-cls-calib.npz",
-            DATA / "ocr-cls-test.npz"),
-]  # fmt: skip
+    case: Case
+    amounts: tuple[float, ...] = (0.5,)
+    twin: str | None = None
+    data: bool = True
 
 
-def accuracy(path: Path, test: Path) -> float:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    with np.load(test) as file:
-        images, labels = file[name], file["labels"]
-    parts = (images[i : i + 200].astype(np.float32) for i in range(0, len(images), 200))
-    return float((np.concatenate([session.run(None, {name: x})[0].argmax(1) for x in parts]) == labels).mean())
+CUTS = {
+    "resnet20-cifar10": Cut(CASES["resnet20-cifar10"], twin="resnet20-cifar10-bn"),
+    "resnet56-cifar10": Cut(CASES["resnet56-cifar10"], twin="resnet56-cifar10-bn"),
+    "resnet20-cifar10-bn": Cut(CASES["resnet20-cifar10"], data=False),
+    "ch_ppocr_mobile_v2.0_cls_infer": Cut(CASES["ch_ppocr_mobile_v2.0_cls_infer"]),
+    "efficientnet-lite0": Cut(CASES["efficientnet-lite0"], amounts=(0.7, 0.5)),
+    "minilm-l6": Cut(CASES["minilm-l6"], amounts=(0.5, 0.33)),
+}
 
 
-def ours(subject: Subject, criterion: str, folder: Path) -> list[list[object]]:
-    """A row per method: accuracy, seconds of deciding and of recovery."""
-    data, plan, out = DataOptions(str(subject.calibration), limit=SAMPLES), folder / "plan.json", folder / "cut.onnx"
-    start = time.perf_counter()
-    structured(subject.path, macs=HALF, data=data, criterion=criterion, recover="none", output=out, force=True,
-               save_plan=plan)  # fmt: skip
-    decided, rows = time.perf_counter() - start, []
-    for method in METHODS:
-        start = time.perf_counter()
-        found = structured(subject.path, plan=plan, data=data, recover=method, output=out, force=True)
-        error = found.recovery.error_after if found.recovery is not None else float("nan")
-        row = [subject.name, criterion, method, f"{accuracy(out, subject.test):.3f}", error,
-               f"{decided:.0f} + {time.perf_counter() - start:.0f}"]  # fmt: skip
-        print(row, flush=True)
-        rows.append(row)
-    return rows
-
-
-def peers(python: str, subject: Subject, folder: Path) -> list[list[object]]:
-    if subject.twin is None:
-        return []
-    rows = []
-    for importance in ("l2", "lamp", "taylor"):
-        for recalibrated in (False, True):
-            out = folder / "peer.onnx"
-            more = ["--recalibrate"] if recalibrated else []
-            done = peer(python, "torch_pruning_resnet.py", subject.twin, HALF, importance, out, "--calib",
-                        subject.calibration, "--samples", SAMPLES, *more)  # fmt: skip
-            found = done if isinstance(done, str) else f"{accuracy(out, subject.test):.3f}"
-            rows.append([subject.name, f"Torch-Pruning, {importance}", "BatchNorm" if recalibrated else "none", found])
-            print(rows[-1], flush=True)
+def peers(python: str, name: str, asked: Cut, amount: float, out: Path) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for importance, again in product(("l2", "lamp", "taylor"), (False, True)):
+        more = ["--recalibrate"] if again else []
+        done = peer(python, "torch_pruning_resnet.py", MODELS / f"{asked.twin}.onnx", amount, importance, out,
+                    "--calib", asked.case.calibration, "--samples", SAMPLES, *more)  # fmt: skip
+        told = done if isinstance(done, str) else quality(out, MODELS / f"{name}.onnx", asked.case)
+        how = "BatchNorm" if again else "none"
+        rows.append([name, amount, f"Torch-Pruning, {importance}", how, told, "", "", ""])
+        print(line(rows[-1]), flush=True)
     return rows
 
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--models", nargs="*", default=[subject.name for subject in SUBJECTS])
-    options.add_argument("--criteria", nargs="*", default=["obs", "activation"])
+    options.add_argument("--models", nargs="*", default=list(CUTS))
+    options.add_argument("--macs", type=float, nargs="*")
+    options.add_argument("--criteria", nargs="*", default=["auto"])
+    options.add_argument("--recover", nargs="*", default=["none", "auto"])
     args = options.parse_args()
     rows: list[list[object]] = []
-    with tempfile.TemporaryDirectory() as name:
-        for subject in (s for s in SUBJECTS if s.name in args.models):
-            rows.append([subject.name, "not cut", "", f"{accuracy(subject.path, subject.test):.3f}"])
-            for criterion in args.criteria:
-                rows += ours(subject, criterion, Path(name))
-            if args.peer_python:
-                rows += peers(args.peer_python, subject, Path(name))
-    head = ("model", "criterion", "recovery", "accuracy", "error of the outputs (held out)", "seconds")
-    show("Half the MACs, no labels, no training", head, [[*row, *[""] * (len(head) - len(row))] for row in rows])
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "cut.onnx"
+        for name in args.models:
+            asked, model = CUTS[name], MODELS / f"{name}.onnx"
+            rows.append([name, "", "not cut", "", quality(model, model, asked.case), "", "", ""])
+            for amount in args.macs or asked.amounts:
+                for criterion, recover in product(args.criteria, args.recover) if asked.data else [("auto", "")]:
+                    data = [*given(asked.case), "--criterion", criterion, "--recover", recover] if asked.data else []
+                    spent = ours(["structured", model, "--macs", amount, *data, "--no-timing", "-o", out, "--force"])
+                    rows.append([name, amount, criterion, recover, quality(out, model, asked.case), *spent])
+                    print(line(rows[-1]), flush=True)
+                if args.peer_python and asked.twin:
+                    rows += peers(args.peer_python, name, asked, amount=amount, out=out)
+    head = ("model", "MACs", "criterion", "recovery", "quality", "s", "CPU s", "GB")
+    show("Structured cuts, no labels", head, rows)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,17 @@ MODEL, DATA = SHARED / "models" / "real" / "minilm-l6.onnx", SHARED / "data"
 
 def relatedness(model: Path) -> float:
     """Return the correlation over the pairs; the model normalises its embeddings."""
+    pairs = held_out()
+    a, b = (embeddings(model, pairs, side) for side in "ab")
+    return float(spearmanr((a * b).sum(1), pairs["relatedness"]).statistic)
+
+
+def embeddings(model: Path, pairs: dict[str, np.ndarray], side: str) -> np.ndarray:
+    """Return those of the first or the second sentences, `a` or `b`."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     types = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
-    pairs = held_out()
-    a, b = (
-        session.run(None, {one.name: pairs[f"{side}_{one.name}"].astype(types[one.type])
-                           for one in session.get_inputs()})[0]
-        for side in "ab"
-    )  # fmt: skip
-    return float(spearmanr((a * b).sum(1), pairs["relatedness"]).statistic)
+    feed = {one.name: pairs[f"{side}_{one.name}"].astype(types[one.type]) for one in session.get_inputs()}
+    return session.run(None, feed)[0]
 
 
 def held_out() -> dict[str, np.ndarray]:

@@ -19,10 +19,11 @@ import onnxsim
 def main() -> None:
     method, path, data, samples, asked, output = sys.argv[1:]
     model = onnx.load(path)
-    name = model.graph.input[0].name
-    with np.load(data) as found:
-        chosen = np.random.default_rng(0).permutation(len(found[name]))[: int(samples)]
-        batches = [{name: found[name][i : i + 1].astype(np.float32)} for i in chosen]
+    with np.load(data) as file:
+        found = {name: file[name] for name in file.files}
+    count = len(next(iter(found.values())))
+    chosen = np.random.default_rng(0).permutation(count)[: int(samples)]
+    batches = [{name: array[i : i + 1] for name, array in found.items()} for i in chosen]
     kept = [int(part) for part in asked.split(":")] if ":" in asked else None
     how = {"n": kept[0], "m": kept[1]} if kept else {"sparsity": float(asked)}
     prune = {"sparsegpt": onnxsim.apply_sparsegpt_pruning, "wanda": onnxsim.apply_wanda_pruning}[method]
