@@ -28,7 +28,6 @@ from onnx import numpy_helper
 from sentence_encoder import embeddings, held_out, relatedness
 
 from prunecli import magnitude
-from prunecli.data.options import DataOptions
 from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
 from prunecli.runtime import Session
@@ -79,7 +78,8 @@ def given(case: Case) -> list[object]:
 def as_arrays(model: Path, case: Case, out: Path) -> Path:
     """The calibration data as the model takes them, for peers that read no images."""
     specs = Session.open(model).inputs
-    data = DataOptions(str(case.calibration), limit=SAMPLES, **case.fed).open(specs)
+    options = EvaluateOptions(data=str(case.calibration), limit=SAMPLES, **case.fed)
+    data = options.source.open(specs)
     feeds = [batch.feed for batch in data.batches(1)]
     np.savez(out, **{spec.name: np.concatenate([feed[spec.name] for feed in feeds]) for spec in specs})
     return out

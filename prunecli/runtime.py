@@ -137,7 +137,8 @@ class Session:
         source = _source(model, outputs)
         if _may_have_noise(model):
             source = _with_fixed_noise(source)
-        lanes = min(lanes_of(threads), max(runs, 1)) if provider == "cpu" else 1
+        chosen = _provider_list(ort, provider)
+        lanes = min(lanes_of(threads), max(runs, 1)) if len(chosen) == 1 else 1
         options = _options(ort, threads // lanes, mode)
         if "trace" in writes:
             options.enable_profiling, options.profile_file_prefix = True, str(writes["trace"])
@@ -145,7 +146,7 @@ class Session:
             options.optimized_model_filepath = str(writes["graph"])
         with _translated(f"onnxruntime cannot open {label}", _OPEN_HINT):
             start = functools.partial(
-                ort.InferenceSession, sess_options=options, providers=_provider_list(ort, provider),
+                ort.InferenceSession, sess_options=options, providers=chosen,
                 disabled_optimizers=["WeightBiasQuantization"] if mode == "float weights" else None,
             )  # fmt: skip
             return cls(source, label, start, lanes)
@@ -224,8 +225,9 @@ class Session:
 
     @contextlib.contextmanager
     def _limited(self) -> Iterator[Any]:
-        """Run options that end a run at the limit, and its errors as ours."""
-        seconds, options = run_limit(), _onnxruntime().RunOptions()
+        """Run options that end a run at the limit, and its errors as ours. Runs side by side share the threads, and so
+        take longer each."""
+        seconds, options = run_limit() * self._lanes, _onnxruntime().RunOptions()
         run = _DEADLINES.begin(options, seconds)
         try:
             with _translated(f"onnxruntime cannot run {self._label}", _RUN_HINT):

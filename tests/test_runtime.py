@@ -168,6 +168,17 @@ def test_a_run_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     result = np.zeros_like(X)
     with pytest.raises(TimedOutError):
         Session.open(path).bind({"x": X}, {"y": result})()
+    with pytest.raises(TimedOutError, match=r"longer than 0.4 seconds"):  # half of the threads take twice as long
+        list(Session.open(path, threads=2, runs=5).run_each([{"x": X}] * 5))
+
+
+@pytest.mark.parametrize(("threads", "runs"), [(1, 5), (2, 1), (2, 5), (3, 2), (40, 5)])
+def test_runs_side_by_side_give_what_each_gives(threads: int, runs: int) -> None:
+    session = Session.open(model(RELU), threads=threads, runs=runs)
+    feeds = [{"x": X + number} for number in range(runs)]
+    found = list(session.run_each(feeds))
+    for one, feed in zip(found, feeds, strict=True):
+        np.testing.assert_array_equal(one["y"], session.run(feed)["y"])
 
 
 def test_one_thread_ends_the_runs_that_are_due() -> None:
