@@ -293,7 +293,8 @@ def run_pass(
             fidelity.main, fidelity.scores[reading.output] = reading.output, reading.kind == "scores"
         for role, collector in collectors.items():
             _check_shape(collector, outputs)
-            collector.add(_labels(batch), outputs[role])
+            assert batch.labels is not None
+            collector.add(batch.labels, outputs[role])
         for role, keeper in kept.items():
             keeper.add(batch, outputs[role])
         _add_fidelity(fidelity, batch, outputs)
@@ -317,14 +318,9 @@ def predict(runner: Runner, batches: Iterable[Batch], reading: Reading) -> Predi
     """One model's predictions on labelled batches, read as `reading` says."""
     collector = Collector(reading)
     for batch in batches:
-        collector.add(_labels(batch), runner.run(batch))
+        assert batch.labels is not None
+        collector.add(batch.labels, runner.run(batch))
     return collector.result()
-
-
-def _labels(batch: Batch) -> Any:
-    if batch.labels is None:
-        raise PruneError("the data has labels for some samples only", "give all of them labels, or none")
-    return batch.labels
 
 
 def _check_name(name: str | None, outputs: Mapping[str, Any]) -> None:

@@ -278,8 +278,7 @@ def predictions(reading: Reading, pairs: Iterable[tuple[Batch, Outputs]]) -> Pre
     """Return the predictions for (batch, outputs as the session returned them)."""
     collector = Collector(reading)
     for batch, outputs in pairs:
-        if batch.labels is None:
-            raise PruneError("the data has labels for some samples only", "give all of them labels, or none")
+        assert batch.labels is not None
         collector.add(batch.labels, {reading.output: batch.trim(reading.output, outputs[reading.output])})
     return collector.result()
 

@@ -248,11 +248,12 @@ def test_what_the_file_says_about_itself(tmp_path: Path) -> None:
     assert told["prunecli.input_sha256"] == load(path).sha256
 
 
-def test_a_dry_run_tells_all_and_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=str)
+def test_a_dry_run_tells_all_and_writes_nothing(options: dict[str, Any], tmp_path: Path) -> None:
     path = save_proto(net(), tmp_path)
-    dry = magnitude(path, sparsity=0.5, dry_run=True)
+    dry = magnitude(path, dry_run=True, **options)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
-    wet = magnitude(path, sparsity=0.5)
+    wet = magnitude(path, **options)
     assert dry.output is None
     assert wet.output is not None
     assert wet.output.path == str(tmp_path / "m.pruned.onnx")

@@ -168,6 +168,14 @@ BETWEEN = {
     "pool and squeeze": between(
         RELU, POOL, node("Squeeze", ["p", "to"], ["r"]), channels_last=False, to=np.array([2, 3])
     ),
+    "elu": between(node("Elu", ["h"], ["r"], alpha=0.7)),
+    "turned and back": between(
+        RELU, node("Transpose", ["c"], ["t"], perm=[0, 2, 1]), node("Transpose", ["t"], ["r"], perm=[0, 2, 1])
+    ),
+    "normalised by sample": between(
+        node("InstanceNormalization", ["h", "s", "o"], ["i"]), node("Relu", ["i"], ["c"]), POOL,
+        node("Flatten", ["p"], ["r"]), channels_last=False, s=np.array([1, 2, 1, 3], np.float32), o=floats(2, 2)[[0, 1, 0, 1], 0],
+    ),
     "channels and places": between(RELU, node("Flatten", ["c"], ["r"]), channels_last=False, flat=floats(4, 9, 1, seed=9)),
 }  # fmt: skip
 
