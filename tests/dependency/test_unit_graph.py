@@ -59,6 +59,22 @@ def test_edges_are_norms_of_the_weights_between(tmp_path: Path) -> None:
     assert np.allclose(dense(moments)[:3, out], [2 * np.sqrt(10), np.sqrt(10), 0])
 
 
+def test_a_table_is_read_by_the_units_of_its_columns(tmp_path: Path) -> None:
+    table, reader = floats(7, 4), floats(4, 3, seed=1)
+    nodes = [node("Gather", ["t", "x"], ["e"]), node("MatMul", ["e", "w"], ["y"])]
+    model = proto(nodes, {"x": ("batch", 5)}, weights={"t": table, "w": reader})
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    graph = unit_graph(save_proto(model, tmp_path))
+    found, rows, out = dense(graph), graph.units + graph.names.index("t"), graph.units + graph.names.index("y")
+    assert graph.units == 4 and np.allclose(found[rows, :4], np.linalg.norm(table, axis=0))
+    assert np.allclose(found[:4, out], np.linalg.norm(reader, axis=1))
+
+
+def test_whole_blocks_are_no_nodes(tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="whole blocks are no nodes"):
+        unit_graph(chain(tmp_path), "channel,block")
+
+
 @pytest.mark.parametrize("damping", [1.0, 0.85, 0.3])
 def test_pagerank_by_hand(tmp_path: Path, damping: float) -> None:
     """The output reads both units alike. The input is worth what they are worth, times the damping."""

@@ -17,7 +17,8 @@ from prunecli.calibration.layerwise import Store, working_form
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.masks.patterns import parse_pattern
-from prunecli.model import find_weights, load
+from prunecli.model import SaveOptions, find_weights, load, save
+from prunecli.model.tensors import MappedTensor
 from prunecli.reconstruct.fit import METHODS
 from prunecli.runtime import Session
 from prunecli.types import no_progress
@@ -183,6 +184,19 @@ def test_the_restatement_computes_what_the_operator_computes(
         np.testing.assert_allclose(Session.open(path).run({"x": x})["y"], wanted, atol=2e-5)
 
 
+def test_each_expert_is_read_where_it_lies_outside_the_file(tmp_path: Path) -> None:
+    stored = weights(1, bias=True)
+    path, x = saved(tmp_path / "m.onnx", stored), samples(tmp_path / "x.npy")
+    save(load(path), tmp_path / "outside.onnx", SaveOptions("always"))
+    work = working_form(load(tmp_path / "outside.onnx").ir)
+    found = mixtures.restate(work)
+    parts = [work.graph.initializers[name].const_value for name in found.parts["w2"]]
+    assert all(
+        isinstance(part, MappedTensor) and np.array_equal(part.numpy(), stored["w2"][k]) for k, part in enumerate(parts)
+    )
+    np.testing.assert_allclose(Session.open(work).run({"x": x})["y"], mixture(stored, x), atol=2e-5)
+
+
 def test_of_equal_scores_later_experts_are_taken(tmp_path: Path) -> None:
     stored = weights()
     stored["router"] = np.zeros_like(stored["router"])
@@ -204,11 +218,21 @@ def test_half_precision(tmp_path: Path) -> None:
     assert got.dtype == np.float32 and np.abs(got - wanted).max() < 0.01 * np.abs(wanted).max()
 
 
+def _computed(model: onnx.ModelProto, name: str) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.name = f"{name}.stored"
+    model.graph.node.insert(0, N("Abs", [tensor.name], [name]))
+
+
 LEFT: list[tuple[str, dict[str, Any], Callable[[onnx.ModelProto], Any], str]] = [
     ("sparse mixer", {"use_sparse_mixer": 1}, lambda m: None, "mixes sparsely"),
     ("old opset", {}, lambda m: setattr(m.opset_import[0], "version", 12), "an opset before 13"),
     ("shared", {}, lambda m: m.graph.node.append(N("MoE", ["h", "r", *m.graph.node[4].input[2:]], ["z"], domain="com.microsoft", k=2)), "several mixtures share"),
     ("overridable", {}, lambda m: m.graph.input.append(helper.make_tensor_value_info("w2", 1, [E, H, INNER])), "graph input too"),
+    ("activation", {"activation_type": "mish"}, lambda m: None, "an activation that is not known: mish"),
+    ("attribute", {"swiglu_limit": 7}, lambda m: None, "'swiglu_limit' of MoE has another type"),
+    ("computed", {}, lambda m: _computed(m, "w1"), "is computed, or stored in another form"),
+    ("no second matrix", {}, lambda m: m.graph.node[4].input.__setitem__(4, ""), "do not fit each other"),
     ("another layout", {}, lambda m: next(t for t in m.graph.initializer if t.name == "w1").dims.__setitem__(slice(None), [E, H, INNER]), "do not fit each other"),
 ]  # fmt: skip
 
@@ -225,7 +249,7 @@ def test_what_is_left_as_it_is_and_why(
     onnx.save(model, path)
     work = working_form(load(path).ir)
     found = mixtures.restate(work)
-    assert not found.parts and {"w1", "w2"} <= found.left.keys()
+    assert not found.parts and {"w1", "w2"} & {name.removesuffix(".stored") for name in found.left}
     assert all(reason in told for told in found.left.values())
     assert "MoE" in {node.op_type for node in work.graph}
 
