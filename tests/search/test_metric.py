@@ -15,6 +15,7 @@ from prunecli.evaluation.fidelity import FidelitySums
 from prunecli.evaluation.passes import ReadingOptions
 from prunecli.evaluation.quality import METRICS, compute_metrics
 from prunecli.search.metric import FIDELITY, TrialMetric, agreement, choose_metric
+from tests.evaluation.test_fidelity import detections
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(400, 7)).astype(np.float32)
@@ -135,6 +136,29 @@ def test_damage_is_told_of_the_numbers_that_the_original_gives() -> None:
     assert np.isfinite(damage).all() and (damage > 0).all()
 
 
+def test_damage_of_outputs_without_a_row_per_sample_is_that_of_the_run() -> None:
+    found, _ = judged("cosine", None, LOGITS, LOGITS)
+    scale = found.scales["y"]
+    damage = found.damage({"y": LOGITS[0]}, {"y": NOISY[0]}, 100)
+    assert damage == pytest.approx(np.full(100, np.square(LOGITS[0] - NOISY[0]).mean() / scale), rel=1e-5)
+    assert not found.damage({"y": np.array(["a"])}, {"y": np.array(["b"])}, 100).any()
+
+
+def test_damage_and_cosine_of_boxes_beside_scores_are_of_either_part() -> None:
+    """Less what a sample's elements are on average in the original."""
+    base, lost = detections("elements last")  # four elements of a box, six scores
+    found = choose_metric("cosine", ReadingOptions(), None, [Batch({}, 4)], [{"y": base}])
+    cuts, level = [slice(0, 4), slice(4, 10)], base.mean(axis=1, keepdims=True)
+    own, other = base - level, lost - level
+    parts = [(np.square(own[..., c] - other[..., c]).mean(axis=(1, 2)), np.square(own[..., c]).mean()) for c in cuts]
+    wanted = np.mean([error / size for error, size in parts], axis=0)
+    assert found.damage({"y": base}, {"y": lost}, 4) == pytest.approx(wanted)
+    mixture = found.mixtures["y"]
+    rows = [(own[..., c].reshape(4, -1), other[..., c].reshape(4, -1)) for c in cuts]
+    wanted = np.min([[a @ b / np.sqrt(a @ a * (b @ b)) for a, b in zip(*pair, strict=True)] for pair in rows], axis=0)
+    assert agreement("cosine", base, lost, mixture) == pytest.approx(wanted)
+
+
 def test_an_output_whose_size_follows_the_weights_is_no_measure() -> None:
     parts = [{"y": LOGITS[i : i + 100], "found": LOGITS[: 10 + i // 100]} for i in range(0, 400, 100)]
     assert set(choose_metric(None, ReadingOptions(), CLASSES, batches(CLASSES), parts).scales) == {"y"}
@@ -148,6 +172,16 @@ REFUSED: list[tuple[str | None, Array | None, str]] = [
     ("snr_db", None, "no mean"), ("max_abs", CLASSES, "no mean"), ("accuracy", None, "needs labels"),
     ("fun", None, "no metric fun"), ("fun", CLASSES, "no metric fun"), ("r2", CLASSES, "no meaning"),
 ]  # fmt: skip
+
+
+def test_outputs_that_are_no_measure_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="no floating-point output"):
+        judged(None, None, CLASSES[:, None], CLASSES[:, None])
+    with pytest.raises(PruneError, match="--output-name z is no floating-point output"):
+        choose_metric("cosine", ReadingOptions(output_name="z"), None, batches(None), pieces(LOGITS))
+    (tmp_path / "own.py").write_text("def none(predictions):\n    return float('nan')\n")
+    with pytest.raises(PruneError, match="--metric none of the original is nan"):
+        judged(f"{tmp_path / 'own.py'}:none", None, LOGITS, LOGITS)
 
 
 @pytest.mark.parametrize(("metric", "labels", "message"), REFUSED)
