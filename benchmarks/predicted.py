@@ -23,6 +23,7 @@ from common import HERE, SHARED, parser, show
 
 import prunecli
 from prunecli.errors import PruneError
+from prunecli.evaluation.library_metrics import rank_correlation
 from prunecli.masks.allocations import LossCurve
 from prunecli.model import Dims, load
 from prunecli.predicted.features import (
@@ -35,7 +36,6 @@ from prunecli.predicted.features import (
 )
 from prunecli.predicted.predict import group_curves, weight_curves
 from prunecli.search.options import SensitivityOptions
-from prunecli.search.pruner import rank_correlation
 from prunecli.search.setup import open_pruner
 from prunecli.search.strategy import Search
 from prunecli.structures.prunable import AnalysedAs, open_cuttable

@@ -29,6 +29,7 @@ from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.tensors import MappedTensor
 from prunecli.operators import MICROSOFT, PositionGate
 from prunecli.operators.attributes import UnreadableAttributeError, integer, number, text
+from prunecli.operators.operator import input_of
 
 GATE = "prunecli.gate"
 """Key in a node's `meta`: the `PositionGate` of the node's expert."""
@@ -75,16 +76,12 @@ def restate(work: ir.Model) -> Mixtures:
     for node in [node for node in work.graph if (node.domain, node.op_type) == (MICROSOFT, "MoE")]:
         reason = _obstacle(node, work.opset_imports.get("", 0))
         if reason:
-            stored = [held for index in (*MATRICES, *BIASES) if (held := behind(_input(node, index))) is not None]
+            stored = [held for index in (*MATRICES, *BIASES) if (held := behind(input_of(node, index))) is not None]
             found.left.update((held.name, reason) for held in stored)
             continue
         taken = taken or taken_names(work.graph)
         _Mixture(work.graph, node, taken, found=found).restate()
     return found
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _obstacle(node: ir.Node, opset: int) -> str:
@@ -99,9 +96,9 @@ def _obstacle(node: ir.Node, opset: int) -> str:
         number(node, "swiglu_limit", np.inf)
     except UnreadableAttributeError as error:
         return str(error)
-    held = {index: behind(_input(node, index)) for index in (*MATRICES, *BIASES)}
+    held = {index: behind(input_of(node, index)) for index in (*MATRICES, *BIASES)}
     for index, found in held.items():
-        reason = "" if _input(node, index) is None else _is_unfit(found, 3 if index in MATRICES else 2)
+        reason = "" if input_of(node, index) is None else _is_unfit(found, 3 if index in MATRICES else 2)
         if reason:
             return reason
     return "" if _fit_together(node, held) else "the matrices of its experts do not fit each other"
@@ -146,7 +143,7 @@ class _Mixture:
         self.label = node.name or node.outputs[0].name or "mixture"
         self.nodes: list[ir.Node] = []
         self.numbers: dict[tuple[Any, ...], ir.Value] = {}
-        self.matrices = {i: self._parts(i) for i in (*MATRICES, *BIASES) if _input(node, i) is not None}
+        self.matrices = {i: self._parts(i) for i in (*MATRICES, *BIASES) if input_of(node, i) is not None}
         self.experts = len(self.matrices[2])
 
     def restate(self) -> None:
@@ -168,7 +165,7 @@ class _Mixture:
         y = y if dtype == ir.DataType.FLOAT else self.op("Cast", y, to=dtype.value)
         replace_nodes_and_values(self.graph, node, [node], self.nodes, node.outputs[:1], [y])
         for index in self.matrices:
-            held = behind(_input(node, index))
+            held = behind(input_of(node, index))
             if held is not None and not held.way[0].uses():
                 del self.graph.initializers[held.name]
 
@@ -272,7 +269,7 @@ class _Mixture:
 
     def _parts(self, index: int) -> list[ir.Value]:
         """The tensors of the experts, in place of the stored one."""
-        held = behind(_input(self.node, index))
+        held = behind(input_of(self.node, index))
         assert held is not None
         values = []
         for number_ in range(held.shape[0]):

@@ -22,6 +22,7 @@ from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts
 from prunecli.model.sizes import counts
 from prunecli.operators import MICROSOFT, operator_of
+from prunecli.operators.operator import input_of
 
 _PASS = ("Identity", "Dropout", "Cast")
 _SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
@@ -254,7 +255,7 @@ def _normalise_only(join: ir.Node, branch: int) -> None:
     its square: 2 s / sqrt(4 v + 4 epsilon) = s / sqrt(v + epsilon), exactly."""
     place = _SKIP_NORMS[join.op_type]
     stream = join.inputs[1 - branch]
-    bias = join.inputs[place] if len(join.inputs) > place else None
+    bias = input_of(join, place)
     total = join.outputs[_SUM] if len(join.outputs) > _SUM else None
     if total is not None and (total.uses() or total.is_graph_output()):
         left = _insert(join, "sum", [v for v in (stream, bias) if v is not None], like=total)

@@ -15,6 +15,7 @@ from prunecli.dependency.views import is_fixed, name_of, open_shape, same_conten
 from prunecli.errors import PruneError
 from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.shape_inference import Facts, Shape, know_constant, visit
+from prunecli.operators.operator import input_of
 
 HINT = "exclude the layers around it with --exclude"
 Removed = dict[str, dict[int, Ints]]  # value name -> axis -> removed positions of the original tensor
@@ -77,7 +78,7 @@ class NodeCut:
 
     def known(self, node: ir.Node, index: int) -> Array | None:
         """The original content of an input, where it was followed."""
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = input_of(node, index)
         return self.views[0].before.value(value)
 
     def opset(self, node: ir.Node) -> int:
@@ -135,7 +136,7 @@ class NodeCut:
         Raises:
             PruneError: an entry depends on dynamic dimensions in a way that cannot follow.
         """
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = input_of(node, index)
         current = [view.after.value(value) for view in self.views]
         self.settled.add((node, index))
         if all(agrees(c, w, wildcard) for c, w in zip(current, wanted, strict=True)):

@@ -34,6 +34,8 @@ from prunecli.model.graphs import add_constant, free_name, inline_functions, tak
 from prunecli.model.shape_inference import Facts
 from prunecli.model.shapes import input_specs
 from prunecli.operators import operator_of
+from prunecli.operators.operator import input_of
+from prunecli.storage.stored import constant
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
 _ORIGINAL = "prunecli.copy of"  # key in a copy's `meta`
@@ -222,7 +224,7 @@ def _split(node: ir.Node, lengths: _Lengths) -> list[ir.Value]:
     step = ir.node("Split", [source, parts], {"axis": axis}, num_outputs=len(sizes))
     graph.insert_before(node, step)
     keeps_axis = node.attributes.get_int("keepdims", 1) != 0
-    if (len(node.inputs) > 1 and node.inputs[1] is not None) or keeps_axis:
+    if input_of(node, 1) is not None or keeps_axis:
         return list(step.outputs)
     axes = _vector(graph, f"{node.name or node.outputs[0].name}.axis", [axis])
     squeezed = [ir.node("Squeeze", [part, axes]) for part in step.outputs]
@@ -261,7 +263,7 @@ class _Lengths:
 
 
 def _constant(node: ir.Node, index: int) -> np.ndarray | None:
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = input_of(node, index)
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
@@ -288,7 +290,7 @@ def fold_computed_weights(model: ir.Model) -> None:
     graph = model.graph
     cones: dict[ir.Value, frozenset[ir.Node]] = {}
     for node in graph:
-        if _foldable(node) and all(v is None or v in cones or _stored(v) is not None for v in node.inputs):
+        if _foldable(node) and all(v is None or v in cones or constant(v) is not None for v in node.inputs):
             inner = frozenset({node}).union(*(cones.get(v, frozenset()) for v in node.inputs if v is not None))
             cones.update(dict.fromkeys(node.outputs, inner))
     for value, cone in reversed(cones.items()):
@@ -303,10 +305,6 @@ def _foldable(node: ir.Node) -> bool:
     known = operator_of(node)
     followed = known.elementwise or known.moves or known.of_shape or node.op_type in FOLLOWED
     return node.domain == "" and (bool(followed) or node.op_type in EVALUATED)
-
-
-def _stored(value: ir.Value) -> ir.TensorProtocol | None:
-    return None if value.is_graph_input() else value.const_value
 
 
 def _closed(result: ir.Value, cone: frozenset[ir.Node]) -> bool:
@@ -324,7 +322,7 @@ def _can_be_cut(tensor: ir.TensorProtocol | None) -> bool:
 
 def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
     graph, read = model.graph, (v for node in cone for v in node.inputs if v is not None)
-    sources = {v: tensor for v in read if (tensor := _stored(v)) is not None}
+    sources = {v: tensor for v in read if (tensor := constant(v)) is not None}
     if sum(tensor.size for tensor in sources.values()) > MAX_ELEMENTS:
         return
     feed = {v.name or "": tensor.numpy() for v, tensor in sources.items()}

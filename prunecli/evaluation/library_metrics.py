@@ -245,9 +245,16 @@ def _texts(values: Array, blank: int) -> list[str]:
 # -- embeddings -----------------------------------------------------------------------------------
 
 
-def _rank_correlation(entries: Sequence[Entry]) -> float:
+def rank_correlation(one: Sequence[float] | Array, other: Sequence[float] | Array) -> float:
+    """Return Spearman's: the correlation of the ranks, ties at their mean; NaN where all of one are equal."""
     from scipy.stats import spearmanr
 
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return math.nan
+    return float(spearmanr(one, other).statistic)
+
+
+def _spearman(entries: Sequence[Entry]) -> float:
     if isinstance(entries[0], float | int) or np.ndim(entries[0][0]) == 0:
         found, wanted = np.array(entries, np.float64).T
     else:
@@ -257,12 +264,10 @@ def _rank_correlation(entries: Sequence[Entry]) -> float:
         whole = [pair for pair in pairs.values() if len(pair) == 2]
         found = np.array([float(a[0] @ b[0]) for a, b in whole])
         wanted = np.array([a[2] for a, _ in whole])
-    if len(found) < 3 or np.ptp(found) == 0 or np.ptp(wanted) == 0:
-        return math.nan
-    return float(spearmanr(found, wanted).statistic)
+    return rank_correlation(found, wanted) if len(found) > 2 else math.nan
 
 
-@sample_metric("spearman", _rank_correlation, span=(-1, 1))
+@sample_metric("spearman", _spearman, span=(-1, 1))
 def spearman(batch: SampleBatch) -> Sequence[Entry]:
     """Spearman's rank correlation. For an output of one number per sample: with the labels. For embeddings (N, D): of
     the cosine of two samples with their similarity; labels (N, 2) are the number of the pair and the similarity. Pairs

@@ -23,6 +23,7 @@ from prunecli.model.constant_values import FOLDS, MAX_KNOWN, fold
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Shape
+from prunecli.operators.operator import input_of
 from prunecli.registry import into
 from prunecli.storage.stored import constant_tensor
 
@@ -142,7 +143,7 @@ def _infer(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
 
 def _typed_like(node: ir.Node, index: int) -> ir.Value:
     """The input that has the element type of the outputs: the first where the stated one is absent."""
-    value = (node.inputs[index] if index < len(node.inputs) else None) or node.inputs[0]
+    value = input_of(node, index) or node.inputs[0]
     if value is None:
         raise ValueError("its first input is absent")
     return value
@@ -374,7 +375,7 @@ def _loop(node: ir.Node, facts: Facts, model: ir.Model) -> None:
     for value, origin in zip(body.inputs[2:], node.inputs[2:], strict=True):
         facts.learn(value, facts.shape(origin), facts.dtypes.get(origin) if origin is not None else None)
     _run(body, facts, model)
-    ends_early = len(node.inputs) > 1 and node.inputs[1] is not None
+    ends_early = input_of(node, 1) is not None
     times = int(trips.reshape(-1)[0]) if trips is not None and trips.size == 1 and not ends_early else None
     results = body.outputs[1:]
     for value, result in zip(body.inputs[2:], results[:carried], strict=False):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import GateFailed, PruneError
+from prunecli.errors import GateFailed
 from prunecli.evaluation.fidelity import heads_of
 from prunecli.files import Scratch
 from prunecli.model.saving import check_target
@@ -18,7 +18,7 @@ from prunecli.report.result import Reported
 from prunecli.search.metric import Drop
 from prunecli.search.models import FrontModel, StepModels
 from prunecli.search.options import AdaptiveOptions
-from prunecli.search.pruner import Allocation, Layer, Pruner, Result
+from prunecli.search.pruner import Allocation, Layer, Result
 from prunecli.search.setup import TrialSetup, both_parts, check_apart, open_model, set_up, split
 from prunecli.search.strategy import Goal, Search, SearchStep
 from prunecli.search.tradeoff import DamageCurve
@@ -128,7 +128,7 @@ def adaptive(
     seen = check_apart(tune, held, session, options=options)
     choosing, confirming = both_parts(tune, held, session, options=options, heads=heads_of(file.ir.graph))
     setup = set_up(file, tune, choosing, options=options, progress=progress)
-    goal = Goal(options.limit_of_drop, _minimised(setup.pruner, options.minimize), len(held))
+    goal = Goal(options.limit_of_drop, options.minimize or setup.pruner.goals[0], len(held))
     run = Search(setup.runner, setup.pruner, goal, rounds=options.rounds, predict=setup.pruner.predicted)
     with closing(setup.runner), Scratch() as folder:
         models = StepModels(setup, options, folder, progress=progress)
@@ -161,15 +161,6 @@ def _remedy(found: AdaptiveResult) -> str:
         recover = [] if found.options.recovers else ["--recover auto"]
         ways.append("make up for the cut with " + " or ".join([*recover, "--finetune-epochs"]))
     return ", or ".join([", ".join(ways[:-1]), ways[-1]])
-
-
-def _minimised(pruner: Pruner, wanted: str | None) -> str:
-    if wanted is None:
-        return pruner.goals[0]
-    if wanted not in pruner.goals:
-        hint = f"choose from {', '.join(pruner.goals)}"
-        raise PruneError(f"--minimize {wanted} is not possible here", hint)
-    return wanted
 
 
 def _interruptible(work: Callable[[], object]) -> bool:

@@ -147,15 +147,6 @@ def digest(*parts: object) -> str:
 T = TypeVar("T")
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's: the correlation of the ranks, ties at their mean; NaN where all of one are equal."""
-    from scipy.stats import rankdata
-
-    if len(one) < 2 or len(set(one)) < 2 or len(set(other)) < 2:
-        return float("nan")
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
-
-
 def sample_of(items: Sequence[T], count: int, seed: int) -> list[T]:
     """Return at most `count` of the items, drawn at random, in their order."""
     if len(items) <= count:

@@ -13,6 +13,7 @@ import numpy as np
 
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import heads_of
+from prunecli.evaluation.library_metrics import rank_correlation
 from prunecli.masks.allocations import LossCurve
 from prunecli.model import load
 from prunecli.model.saving import check_target
@@ -21,7 +22,7 @@ from prunecli.predicted.features import Undescribed
 from prunecli.report.result import Reported
 from prunecli.search.metric import SURE
 from prunecli.search.options import SensitivityOptions
-from prunecli.search.pruner import Layer, Proxy, rank_correlation, sample_of
+from prunecli.search.pruner import Layer, Proxy, sample_of
 from prunecli.search.setup import TrialSetup, groups_of, open_model, open_pruner, set_up
 from prunecli.search.strategy import MOST_PREDICTED, curve_trials, levels_of
 from prunecli.search.trials import Outcome, TrialGroup, TrialSamples

@@ -16,6 +16,7 @@ from prunecli.model.constant_values import fold as fold_node
 from prunecli.model.constants import is_constant
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.operators.attributes import number as number_of
+from prunecli.operators.operator import input_of
 from prunecli.operators.recurrent import GATES
 from prunecli.shrinking.contraction import WeightedSum, fixed
 from prunecli.shrinking.numbering import SliceNumbering
@@ -120,7 +121,7 @@ def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
 
 def _add_to(numbering: SliceNumbering, node: ir.Node, index: int, rows: Floats) -> None:
     """Add to the stored input `index` of a node. If other nodes read it, or it is missing, the node gets a new one."""
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = input_of(node, index)
     found = fixed(value)
     weight = fixed(node.inputs[1]) or fixed(node.inputs[0])
     assert weight is not None
@@ -246,7 +247,7 @@ def join_constants(model: ir.Model) -> None:
     joined = False
     for node in model.graph:
         for index in range(1, 4) if node.op_type in GATES else ():
-            value = node.inputs[index] if index < len(node.inputs) else None
+            value = input_of(node, index)
             if value is not None and value.const_value is None and (array := _content(value)) is not None:
                 node.replace_input_with(index, add_constant(model.graph, f"{value.name}.joined", array))
                 joined = True

@@ -23,6 +23,7 @@ from prunecli.model.constant_values import computed
 from prunecli.operators import MICROSOFT, named, operator_of
 from prunecli.operators.attributes import integer, text
 from prunecli.operators.attributes import number as number_of
+from prunecli.operators.operator import input_of
 from prunecli.operators.recurrent import GATES
 from prunecli.registry import into_operators
 from prunecli.shrinking.contraction import RECURRENT, WeightedSum, contractions, fixed
@@ -540,7 +541,7 @@ def _gate(rows: Array, gates: int, gate: int) -> Array:
 
 def _biased(node: ir.Node, gate: int, units: int) -> Array:
     """Units to whose candidate something is added."""
-    value = node.inputs[3] if len(node.inputs) > 3 else None
+    value = input_of(node, 3)
     if value is None:
         return np.zeros(units, bool)
     found = fixed(value)
@@ -669,7 +670,7 @@ def _padding(node: ir.Node) -> float:
     """The number that Pad fills with; NaN where it is not known."""
     if text(node, "mode", "constant") != "constant":
         return np.nan
-    value = node.inputs[2] if len(node.inputs) > 2 else None
+    value = input_of(node, 2)
     if value is not None:
         return float(value.const_value.numpy().reshape(())) if value.const_value is not None else np.nan
     return number_of(node, "value", 0.0)

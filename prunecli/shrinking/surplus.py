@@ -20,6 +20,7 @@ from prunecli.dependency.neutral import neutral_of
 from prunecli.dependency.rules.reductions import reduced_axes
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import number as number_of
+from prunecli.operators.operator import input_of
 from prunecli.operators.product import matrix_axes
 from prunecli.operators.recurrent import GATES
 from prunecli.shrinking.contraction import RECURRENT, WeightedSum, fixed
@@ -114,7 +115,7 @@ class Finder:
         numbering = self.numbering
         data = [v for v in dict.fromkeys(node.inputs) if v is not None and numbering.is_data(v)]
         if node.op_type.startswith("Reduce") and data:
-            axes = reduced_axes(node, numbering.rank(data[0]), numbering.facts.value(_second(node)))
+            axes = reduced_axes(node, numbering.rank(data[0]), numbering.facts.value(input_of(node, 1)))
             yield from ((data[0], axis) for axis in (range(numbering.rank(data[0])) if axes is None else axes))
         elif node.op_type in ("MatMul", "FusedMatMul"):
             for index, value in enumerate(node.inputs[:2]):
@@ -251,10 +252,6 @@ def _is_by_position(node: ir.Node) -> bool:
     return bool(known.elementwise or known.moves or known.of_shape or known.scaled_by) or node.op_type in BY_POSITION
 
 
-def _second(node: ir.Node) -> ir.Value | None:
-    return node.inputs[1] if len(node.inputs) > 1 else None
-
-
 def _inner(node: ir.Node, index: int, rank: int) -> int:
     """The axis of an operand of MatMul that is summed over."""
     axes = matrix_axes(node, index, rank)
@@ -288,5 +285,5 @@ def may_fold(one: WeightedSum) -> bool:
         return one.node.op_type == "MatMul"
     if beta == 0:  # of Gemm, which then reads no bias
         return False
-    value = one.node.inputs[place] if place < len(one.node.inputs) else None
+    value = input_of(one.node, place)
     return value is None or fixed(value) is not None

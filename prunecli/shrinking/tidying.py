@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.operators.operator import input_of
 from prunecli.shrinking.folding import drop_unused
 from prunecli.storage.stored import unmap
 
@@ -67,5 +68,5 @@ def _copies(node: ir.Node) -> bool:
         return True
     if node.op_type != "Dropout":
         return False
-    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    mode = input_of(node, 2)
     return mode is None or (mode.const_value is not None and not np.any(mode.const_value.numpy()))

@@ -74,6 +74,30 @@ REFUSED = [
     (["adaptive", MLP, "--data", TEST, "--max-drop", "1%", "--minimize", "latency"], "no latency"),
     (["sensitivity", MLP, "--data", TEST, "--levels", "2"], "outside 0 to 1"),
     (["sensitivity", MLP, "--data", TEST, "--backend", "dask"], "--address"),
+    (["sensitivity", MLP, "--data", TEST, "--fast", "--predicted"], "are two predictions"),
+    (["adaptive", MLP, "--data", TEST, "--max-drop", "1%", "--save-front", TEST], "is not a folder"),
+    (["oneshot", MLP, "--data", TEST, "--sparsity", "0.5", "--steps", 2], "--steps is of training between cuts"),
+    (
+        [
+            "oneshot",
+            MLP,
+            "--data",
+            TEST,
+            "--sparsity",
+            "0.5",
+            "--steps",
+            2,
+            "--finetune-epochs",
+            1,
+            "--train-data",
+            TEST,
+            "--state",
+            "s",
+        ],
+        "--state is of one fit",
+    ),
+    (["oneshot", MLP, "--data", TEST, "--sparsity", "0.5", "--memory", "3%"], "not a number of bytes"),
+    (["finetune", MLP, "--data", TEST, "--epochs", 1, "--resume"], "--resume needs --checkpoint"),
 ]
 
 

@@ -43,14 +43,14 @@ def blocks_of_bits(cut: NodeCut, node: ir.Node) -> None:
     cut.set_int(node, "K", int(sum(min(width, whole - block * width) for block in blocks)))
     bits, shape = node.attributes.get_int("bits", 4), cut.before(weight)[:2]
     for index in (2, 3):
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = input_of(node, index)
         if value is None or value.const_value is None:
             continue
         array = np.asarray(value.const_value.numpy())
         cut.set_input(node, index, _of_blocks(array, rows, blocks, shape=shape, bits=bits))
         if not value.uses():
             del cut.model.graph.initializers[value.name or ""]
-    order = node.inputs[4] if len(node.inputs) > 4 else None
+    order = input_of(node, 4)
     if order is not None and in_order(order, width):  # a table that says more keeps its inputs
         cut.set_input(node, 4, (np.arange(node.attributes["K"].as_int()) // width).astype(np.int32))
         if not order.uses():

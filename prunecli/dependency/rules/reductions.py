@@ -14,6 +14,7 @@ from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.model.shape_inference import Facts
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import axes_of
+from prunecli.operators.operator import input_of
 
 ADDITIVE = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare")
 """A zero adds nothing to these sums: removal is exact."""
@@ -53,7 +54,7 @@ def reduced_axes(node: ir.Node, rank: int, known: Array | None) -> list[int] | N
         return [node.attributes.get_int("axis", 0) % rank]
     axes = axes_of(node, [None, known])
     if axes is None or len(axes) == 0:
-        if len(node.inputs) > 1 and node.inputs[1] is not None and known is None:
+        if input_of(node, 1) is not None and known is None:
             return None
         return [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
     return sorted({a % rank for a in axes})

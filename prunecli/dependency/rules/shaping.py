@@ -8,6 +8,7 @@ import onnx_ir as ir
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.model.shape_inference import Facts
+from prunecli.operators.operator import input_of
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -154,7 +155,7 @@ def pad_amounts(node: ir.Node, facts: Facts) -> list[tuple[int, int]] | None:
     """(before, after) per axis of a Pad node of any opset, None where they depend on data."""
     rank = len(facts.shapes[node.inputs[0]])  # type: ignore[index]
     pads = node.attributes.get_ints("pads") or _ints(node, facts, 1)
-    picked = _ints(node, facts, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else list(range(rank))
+    picked = _ints(node, facts, 3) if input_of(node, 3) is not None else list(range(rank))
     if pads is None or picked is None:
         return None
     out = [(0, 0)] * rank
@@ -186,7 +187,7 @@ def _kept_padding(cut: NodeCut, node: ir.Node, view: int) -> list[int]:
         if gone is not None and (low or high):
             first_after = cut.before(y)[axis] - high
             amounts[axis] = (low - int((gone < low).sum()), high - int((gone >= first_after).sum()))
-    named = len(node.inputs) > 3 and node.inputs[3] is not None
+    named = input_of(node, 3) is not None
     picked = (_ints(node, facts, 3) or []) if named else range(len(amounts))
     return [amounts[a][0] for a in picked] + [amounts[a][1] for a in picked]
 

@@ -9,6 +9,7 @@ from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.dependency.rules.linear import grouped
 from prunecli.operators import MICROSOFT
+from prunecli.operators.operator import input_of
 
 
 @rule("AveragePool", "LpPool", "MaxPool")
@@ -56,7 +57,7 @@ def _unscaled(ctx: RuleContext, x: ir.Value, y: ir.Value) -> list[bool]:
 @rewrite("Resize")
 def resize_sizes(cut: NodeCut, node: ir.Node) -> None:
     """Sizes of cut axes follow; scales stay."""
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
+    if input_of(node, 3) is not None:
         rank = len(cut.before(node.inputs[0]))
         picked = [a % rank for a in node.attributes.get_ints("axes", range(rank))]
         wanted = [[cut.shape(node.outputs[0], v)[a] for a in picked] for v in range(len(cut.views))]
