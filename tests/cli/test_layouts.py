@@ -167,6 +167,7 @@ def result(prune: Prune, command: str, model: Path, folder: Path) -> Any:
     return {holder.name: np.asarray(holder.tensor.numpy()) for holder in holders(load(out).ir)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "command"), PAIRS)
 def test_every_command_on_every_layout(
     layout: str, command: str, prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

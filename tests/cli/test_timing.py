@@ -78,6 +78,7 @@ def test_the_report_of_a_cut_says_how_much_faster_it_is_once(
     assert "times faster" not in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_training_is_timed_beside_a_larger_teacher_alone(prune: Prune, clock: Fake, tmp_path: Path) -> None:
     asked, cut = clock(TWICE), tmp_path / "cut.onnx"
     assert prune(*CUT, "--no-timing", "-o", cut).code == 0
@@ -167,6 +168,7 @@ BATCHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "batch"), BATCHES)
 def test_runs_are_of_the_size_that_is_stated(
     options: list[Any], batch: int, prune: Prune, clock: Fake, tmp_path: Path

@@ -63,6 +63,7 @@ GOALS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", few(GOALS, (0, 1, 3, 5, 8, 10, 12)), ids=str)
 def test_the_file_keeps_what_was_promised_and_is_proved(goal: dict[str, Any], tmp_path: Path) -> None:
     done = found(tmp_path, **goal)
@@ -105,6 +106,7 @@ def test_without_labels_it_is_fidelity(tmp_path: Path) -> None:
     assert done.metric == "top1_agreement" and done.baseline == 1.0 and done.reached
 
 
+@pytest.mark.slow
 def test_recovery_brings_a_smaller_model_at_the_same_promise(tmp_path: Path) -> None:
     kinds = {"granularity": "channel", "strategy": "feedback", "max_drop": 0.1}
     plain, fitted = found(tmp_path, **kinds), found(tmp_path, "fitted.onnx", recover="lstsq", **kinds)
@@ -112,6 +114,7 @@ def test_recovery_brings_a_smaller_model_at_the_same_promise(tmp_path: Path) -> 
     assert any(step.stage.startswith("recovered") for step in fitted.steps)
 
 
+@pytest.mark.slow
 def test_search_is_smaller_than_feedback_and_than_every_layer_alike(tmp_path: Path) -> None:
     ours, theirs = found(tmp_path, seed=3), found(tmp_path, "other.onnx", seed=3, strategy="feedback")
     assert ours.confirmations[-1].step.remains < theirs.confirmations[-1].step.remains
@@ -128,6 +131,7 @@ def test_what_cannot_be_kept_writes_nothing_and_tells_the_closest(tmp_path: Path
     assert done.to_json()["output"] is None and done.to_json()["closest"]["bound"] > 0.0001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes, told, untold", [
     ({}, ["--recover auto or --finetune-epochs"], []),
     ({"recover": "bias"}, ["--finetune-epochs"], ["--recover"]),
@@ -394,6 +398,7 @@ def test_samples_are_drawn_with_what_they_are_judged_by(
         assert np.unique(data.labels[:, 0], return_counts=True)[1].tolist() == [2] * 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", few(["element", "channel,head"], [1]))
 def test_the_proxy_ranks_nearly_as_the_measurement(granularity: str) -> None:
     widths = {} if granularity == "element" else {"round_to": 1}

@@ -155,6 +155,7 @@ def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
 # -- structures -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", few([{"ratio": 0.5}, {"macs": 0.3}, {"params": 20_000}], [1]), ids=str)
 def test_cuts_in_steps_hold_against_the_original(budget: dict[str, float], tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
@@ -180,6 +181,7 @@ def test_cuts_in_steps_hold_against_the_original(budget: dict[str, float], tmp_p
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("named", "used"), [({}, "l2-in"), ({"criterion": "activation"}, "activation")])
 def test_what_is_trained_is_ranked_by_weights_unless_told_otherwise(
     named: dict[str, str], used: str, tmp_path: Path

@@ -153,6 +153,7 @@ def test_work_is_divided_among_weights_and_counted_without_one(tmp_path: Path) -
     assert found.totals.macs == sum(filter(None, work.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REAL_MODELS)
 def test_real_models(path: Path) -> None:
     found = inspect(path, InspectOptions(nm=(2, 4)))

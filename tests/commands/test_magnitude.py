@@ -349,6 +349,7 @@ def test_options_and_changes_combine(tmp_path: Path) -> None:
     assert {layer.weight for layer in found.layers} == {CONV, FC}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ch_ppocr_mobile_v2.0_cls_infer", "resnet20-cifar10-bn", "hf_gpt2.dynamo"])
 def test_real_models_lose_half_and_match_numpy(name: str, tmp_path: Path) -> None:
     """The classifier keeps its weights in Constant nodes; the reference is built here, from the file alone."""

@@ -435,6 +435,7 @@ def test_the_report(digits: tuple[Path, Path], tmp_path: Path) -> None:
     assert page.startswith(f"## {digits[0]}: what would be packed")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_loads")
 def test_what_adaptive_packed_is_told(tmp_path: Path) -> None:
     """The report has the sizes and the loading of `--pack`, and does not say that the file kept its size."""

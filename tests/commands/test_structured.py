@@ -60,6 +60,7 @@ def tiny(tmp_path: Path, build: Callable[[Net], Any] = cuts.conv_net) -> Path:
     return net_file(tmp_path, build, opset=18)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shared_models())
 def test_a_real_model_is_cut_and_agrees_with_a_check_from_outside(name: str, tmp_path: Path) -> None:
     path = MODELS / name

@@ -152,6 +152,7 @@ def self_times(model: onnx.ModelProto) -> dict[str, float]:
     return {node.output[0]: sizes[node.input[1]] for node in model.graph.node if node.op_type == "Conv"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "granularity"), [(wide, "channel,head"), (residual, "block"), (residual, "channel,head,block")]
 )
@@ -177,6 +178,7 @@ def test_a_model_is_cut_until_it_is_fast_enough(
     assert compare(path, plan, cut) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["channel,head", "block"])
 def test_nothing_is_written_where_nothing_is_fast_enough(
     granularity: str, clock: Callable[[float], None], tmp_path: Path

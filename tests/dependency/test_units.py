@@ -142,6 +142,7 @@ def _grow(n: Net, rng: np.random.Generator, h: str, width: int) -> tuple[str, in
     return str(n("SpaceToDepth", n("Relu", deep), blocksize=2)), 16
 
 
+@pytest.mark.slow
 @settings(max_examples=40, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(2, 7))
 def test_random_graphs_are_cut_exactly(seed: int, steps: int) -> None:

@@ -303,6 +303,7 @@ def test_sensitivity_is_predicted_without_data(tmp_path: Path, granularity: str)
         prunecli.sensitivity(CNN, predicted=True, criterion="fisher")
 
 
+@pytest.mark.slow
 def test_the_search_needs_fewer_trials(tmp_path: Path) -> None:
     data = ROOT / "sample_models" / "digits-test.npz"
     how = {"data": data, "max_drop": 0.05, "jobs": 1, "dry_run": True, "criterion": "l1", "rounds": 1}

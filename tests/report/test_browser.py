@@ -114,6 +114,7 @@ def test_reports_open_and_read_well(command: str, tmp_path: Path) -> None:
     check(page, tmp_path, charts)
 
 
+@pytest.mark.slow
 def test_every_kind_of_section_on_a_narrow_screen(tmp_path: Path) -> None:
     """Any name, any drawing; the page itself does not scroll sideways."""
     page = tmp_path / "all.html"

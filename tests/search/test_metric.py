@@ -53,6 +53,7 @@ def test_every_metric_of_evaluate_is_a_goal(metric: str) -> None:
     assert 0 < drop.error() < 0.2 * max(1, abs(whole)) and drop.error(100) > drop.error()
 
 
+@pytest.mark.slow
 def test_the_error_of_a_metric_that_is_no_mean_is_that_of_a_bootstrap() -> None:
     """Macro recall and the like: the jackknife against 150 resamples, within a third (their own error is 6 %)."""
     found, records = judged("f1", CLASSES, LOGITS, NOISY)
@@ -198,6 +199,7 @@ def test_defaults() -> None:
     assert judged(None, None, NUMBERS, NUMBERS)[0].name == "cosine"
 
 
+@pytest.mark.slow
 def test_a_metric_of_samples_is_a_goal_with_its_noise() -> None:
     """A figure of the registry that is no mean, by blocks; one number per sample, as the metric of the same name."""
     found, records = judged("miou", CLASSES[:, None], LOGITS[..., None], NOISY[..., None])

@@ -81,11 +81,13 @@ def expected() -> list[Any]:
     return plain(results(InProcess(), workspace(WeightRanking(WEIGHTS))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_local_processes(workers: int, expected: list[Any]) -> None:
     assert plain(results(LocalProcesses(workers), workspace(WeightRanking(WEIGHTS)))) == expected
 
 
+@pytest.mark.slow
 def test_a_local_process_that_is_killed_is_replaced(tmp_path: Path, expected: list[Any]) -> None:
     made = workspace(Deadly(WEIGHTS, flag=str(tmp_path / "flag")))
     assert plain(results(LocalProcesses(2), made)) == expected and (tmp_path / "flag").exists()

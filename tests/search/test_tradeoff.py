@@ -22,6 +22,7 @@ def quadratic(name: str, weight: float, size: float) -> DamageCurve:
     return curve(name, [weight * f * f for f in FRACTIONS], size)
 
 
+@pytest.mark.slow
 def test_it_is_as_good_as_the_best_of_all_choices() -> None:
     """Where damages add up and are convex: no mixture of grid points is smaller at the same damage."""
     curves = [quadratic("a", 1.0, 10), quadratic("b", 5.0, 10), quadratic("c", 2.0, 40)]

@@ -54,6 +54,7 @@ def masked(path: Path, target: Path, share: float, seed: int, biases: bool) -> P
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(share=st.floats(0.1, 0.9), seed=st.integers(0, 1 << 20), biases=st.booleans())

@@ -137,6 +137,7 @@ def test_memory_on_the_way_is_bounded(tmp_path: Path) -> None:
     refused(save_proto(chained(100, "", "v"), tmp_path), "far more memory")
 
 
+@pytest.mark.slow
 def test_marks_that_lead_nowhere_cost_no_quadratic_time(tmp_path: Path) -> None:
     """Each is followed to the graph's input: the square of 4,000 steps, if nobody counts."""
     refused(save_proto(chained(4000, "prunecli.pack/{}", "x"), tmp_path), "share too many nodes")

@@ -85,6 +85,7 @@ def test_a_file_that_is_not_what_was_trained_is_refused(tmp_path: Path, monkeypa
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [CNN, MLP], ids=["cnn", "mlp"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_training_recovers_and_keeps_every_zero(source: Path, optimizer: str, tmp_path: Path) -> None:
@@ -209,6 +210,7 @@ def test_a_checkpoint_that_was_edited_is_refused(tmp_path: Path, change: dict[st
         load_checkpoint(tmp_path, {"model": "m"}, ARRAYS)
 
 
+@pytest.mark.slow
 def test_a_teacher_replaces_labels(tmp_path: Path) -> None:
     start, out = pruned(CNN, tmp_path), tmp_path / "out.onnx"
     with np.load(TRAIN) as file:
