@@ -141,6 +141,8 @@ LEFT: list[tuple[str, list[Any], dict[str, np.ndarray], str]] = [
     ("biases put together", [N("Concat", ["c", "d"], ["b"], axis=0), N("Gemm", ["x", "w", "b"], ["y"])], {"w": f(3, 4), "c": f(2), "d": f(2)}, "a part of what is stored"),
     ("a part of a weight", [N("Slice", ["w", "end", "start", "axis", "back"], ["p"]), N("MatMul", ["x", "p"], ["y"])], {"w": f(3, 4), **BACKWARDS}, "in parts"),
     ("no data", [N("MatMul", ["w", "u"], ["h"]), N("Add", ["x", "h"], ["y"])], {"w": f(2, 4), "u": f(4, 3)}, "a constant, not with data"),
+    ("read in two ways", [N("MatMul", ["x", "w"], ["h"]), N("Gemm", ["h", "w"], ["y"], transB=1)], {"w": f(3, 3)}, "several ways that do not fit"),
+    ("two biases", [N("Gemm", ["x", "w", "c"], ["h"]), N("Gemm", ["h", "w", "d"], ["y"])], {"w": f(3, 3), "c": f(3), "d": f(3)}, "several operators with biases"),
     ("recurrent", [N("LSTM", ["x", "w", "r"], ["y"], hidden_size=4)], {"w": f(1, 16, 3), "r": f(1, 16, 4)}, "LSTM"),
 ]  # fmt: skip
 

@@ -341,6 +341,16 @@ def test_the_last_token(tmp_path: Path) -> None:
     assert after.shape == (2, 1, 30) and np.allclose(before[:, -1:], after, atol=1e-6)
 
 
+def test_of_two_heads_one_has_to_be_kept(tmp_path: Path) -> None:
+    net = decoder(Net(), 30, False)
+    net.out(net("MatMul", net.nodes[2].output[0], net.w(6, 5)))
+    path = saved(net, tmp_path / "m.onnx")
+    with pytest.raises(PruneError, match="several outputs have a head over positions") as caught:
+        shrunk(path, last_token=True)
+    assert "--outputs" in caught.value.hint
+    assert not shrunk(path, outputs=net.outputs, dead_inputs=True).removed.interface
+
+
 def test_no_head_over_positions(tmp_path: Path) -> None:
     with pytest.raises(PruneError, match="no output has a head over positions"):
         shrunk(saved(encoder(Net(), 30), tmp_path / "m.onnx"), last_token=True)

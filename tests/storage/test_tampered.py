@@ -102,6 +102,8 @@ BAD = [
     ("gigabytes", "97%", huge, "would take"),
     ("axis", "97%", attribute("ScatterElements", "axis", 5), "positions of shape"),
     ("type", "97%", attribute("Cast", "to", 9999), "9999"),
+    ("positions of another type", "97%", attribute("Cast", "to", TensorProto.FLOAT), "positions are not integers"),
+    ("zeros of another type", "50%", attribute("Cast", "to", TensorProto.DOUBLE), "makes no sense"),
 ]  # fmt: skip
 
 
