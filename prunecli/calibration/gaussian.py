@@ -49,8 +49,8 @@ class ChannelMoments:
         return np.asarray(np.maximum(np.diag(self.covariance), 0))
 
     @classmethod
-    def independent(cls, count: int, axis: int = -1) -> ChannelMoments:
-        return cls(np.zeros(count), np.eye(count), axis)
+    def independent(cls, count: int) -> ChannelMoments:
+        return cls(np.zeros(count), np.eye(count))
 
     @classmethod
     def alike(cls, count: int, axis: int) -> ChannelMoments:

@@ -354,7 +354,7 @@ class RidgeChoice:
 
 def best_ridge(
     fitted: Sequence[FitTask], held: Sequence[FitTask], recover: Recover, pattern: Pattern, density: float,
-    ridges: Sequence[float] = RIDGES, workers: int = 1,
+    workers: int = 1,
 ) -> RidgeChoice:  # fmt: skip
     """The ridge with which a layer, pruned to `density`, errs least on samples that it is not fitted on.
 
@@ -373,7 +373,7 @@ def best_ridge(
     total = sum(float(judge.variance.sum()) for _, judge in pairs) or 1.0
     power = sum(float(task.variance.sum()) for task, _ in pairs) or 1.0
     best: RidgeChoice | None = None
-    for ridge in ridges:
+    for ridge in RIDGES:
         losses = np.zeros(2)
         for (one, judge), mask in zip(pairs, masks, strict=True):
             task = replace(one, ridge=ridge)

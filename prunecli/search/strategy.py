@@ -233,7 +233,7 @@ def predicted(run: Search) -> None:
     for layer in run.space.layers:
         if levels := levels_of(layer):
             damages = found[layer.name].at(1 - np.minimum(levels, MOST_PREDICTED)).tolist()
-            cost = costs_of(run.space.cost, {}, layer.name, goal=run.goal.minimize)
+            cost = costs_of(run.space.cost, layer.name, run.goal.minimize)
             run.curves.append(DamageCurve.of(layer.name, [0.0, *levels], [0.0, *damages], cost=cost))
     _along(run)
 
@@ -304,7 +304,7 @@ def measured_curves(runner: TrialRunner, space: Space, goal: str) -> Iterator[Da
     layers = [layer for layer in space.layers if levels_of(layer)]
     found = runner.measure(curve_trials(layers), "measuring each layer alone")
     for layer, outcomes in zip(layers, found, strict=True):
-        cost = costs_of(space.cost, {}, layer.name, goal=goal)
+        cost = costs_of(space.cost, layer.name, goal)
         yield DamageCurve.of(layer.name, [0.0, *levels_of(layer)], [0.0, *(o.damage for o in outcomes)], cost=cost)
 
 

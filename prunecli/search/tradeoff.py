@@ -142,7 +142,7 @@ def spread(low: float, high: float, count: int) -> list[float]:
 
 
 def costs_of(
-    space_cost: Callable[[Allocation], Mapping[str, float]], base: Allocation, layer: str, goal: str
+    space_cost: Callable[[Allocation], Mapping[str, float]], layer: str, goal: str
 ) -> Callable[[float], float]:
-    """Return what remains of the goal's amount as a function of one layer's fraction, the others as in `base`."""
-    return lambda fraction: float(space_cost({**base, layer: fraction})[goal])
+    """Return what remains of the goal's amount as a function of one layer's fraction, the others being whole."""
+    return lambda fraction: float(space_cost({layer: fraction})[goal])
