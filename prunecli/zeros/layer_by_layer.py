@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,16 +50,30 @@ class Solve:
         """Fit the layer."""
         if self.scores is not None:
             layers.scores[layer.name] = self.scores
-        amount = self.goes if isinstance(self.goes, int) else int(np.count_nonzero(self.goes))
         folds = self.take()
         tokens = {} if layer.found.gate is None else {TOKENS: float(folds.positions)}
         if unreached(layer, folds):
             return _as_it_is(layers, layer, self.goes), None, tokens
+        if isinstance(self.goes, int) and layers.way.pattern.text != "element":
+            # whole units are another number of weights than was asked for, and the ridge is that of what goes, which is
+            # all that a plan says
+            tasks, chosen, _ = self._chosen(layers, layer, deepcopy(folds))
+            drop = [one.drop for one in layers.fitted(tasks, chosen, layers.way.recover)]
+            self.goes = layer.stored(np.stack(drop).astype(np.float32)) > 0
+            del tasks, chosen, drop
+        tasks, chosen, ridge = self._chosen(layers, layer, folds)
+        del folds
+        best = layers.fitted(tasks, chosen, layers.way.recover)
+        return *_contents(layers, layer, best), _report(tasks, best, ridge) | tokens
+
+    def _chosen(
+        self, layers: CalibratedLayers, layer: LinearLayer, folds: Folds
+    ) -> tuple[list[FitTask], list[Array | Quota], RidgeChoice | None]:
+        """The problems of the layer, in place of the sums, what goes of each, and the ridge for so much."""
+        amount = self.goes if isinstance(self.goes, int) else int(np.count_nonzero(self.goes))
         ridge = layers.ridge(layer, folds, layers.way.recover, density=1 - amount / max(layer.weight.size, 1))
         tasks = list(layers.tasks(layer, folds.whole(), ridge, last=True))
-        del folds
-        best = layers.fitted(tasks, _picked(layers, layer, tasks, amount=self.goes), layers.way.recover)
-        return *_contents(layers, layer, best), _report(tasks, best, ridge) | tokens
+        return tasks, _picked(layers, layer, tasks, amount=self.goes), ridge
 
 
 class LayerSums(Protocol):

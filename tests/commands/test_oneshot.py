@@ -144,10 +144,18 @@ OUTPUTS: list[tuple[str, list[Any], dict[str, int]]] = [
 ]  # fmt: skip
 
 
-def test_a_plan_replays_its_own_way(tmp_path: Path) -> None:
+WAYS = [
+    # options; whole units of a pattern are another number of weights than was asked for
+    {"method": "wanda", "recover": "none", "allocate": "uniform", "sparsity": 0.7},
+    {"method": "sparsegpt", "pattern": "4x1", "sparsity": 0.5},
+    {"method": "admm", "pattern": "4x1", "sparsity": 0.5},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=[str(way["method"]) for way in WAYS])
+def test_a_plan_replays_its_own_way(way: dict[str, Any], tmp_path: Path) -> None:
     outs, plan = [tmp_path / f"{i}.onnx" for i in range(2)], tmp_path / "plan.json"
-    way = {"method": "wanda", "recover": "none", "limit": 32, "allocate": "uniform"}
-    prunecli.oneshot(DIGITS, data=CALIB, output=outs[0], sparsity=0.7, save_plan=plan, **way)
+    prunecli.oneshot(DIGITS, data=CALIB, output=outs[0], save_plan=plan, limit=32, **way)
     prunecli.oneshot(DIGITS, data=CALIB, output=outs[1], plan=plan, limit=32)
     one, two = map(weights_of, outs)
     assert all((one[name] == two[name]).all() for name in one)
