@@ -477,8 +477,7 @@ def open_gradients(
     Raises:
         PruneError: as `open_source`.
     """
-    if options.data is None:
-        raise PruneError("gradients are measured on data", "give --data, or use --criterion synflow, which needs none")
+    assert options.data is not None
     session = options.execution.open(file.path)
     data = calibration_samples(
         file,

@@ -11,7 +11,7 @@ from typing import Any
 
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluation.figures import SPEEDUP, Evaluation, Scored, difference, figures, known, needs
+from prunecli.evaluation.figures import SPEEDUP, Evaluation, Scored, difference, figures, known
 from prunecli.evaluation.gates import Gate, check_gates, check_span, parse_gate
 from prunecli.evaluation.latency import Latency, Speedup, TimingOptions, measure, measure_pair
 from prunecli.evaluation.options import EvaluateOptions
@@ -58,7 +58,7 @@ def evaluate(
         data = options.source.open(opened.specs, opened.first.outputs)
     else:
         data = opened.random_data(RANDOM_SAMPLES, options.seed, options.dims)
-    _check_request(options, data, opened, gates=gates)
+    _check_request(options, data, gates)
     done = run_pass(opened.runners, data, options.batch_size, asked=options.asked, progress=progress)
     train, train_samples = _train_metrics(opened, options, progress)
     stress = None
@@ -95,31 +95,11 @@ def evaluate(
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 
 
-def _check_request(options: EvaluateOptions, data: Dataset, opened: OpenedModels, gates: Sequence[Gate]) -> None:
+def _check_request(options: EvaluateOptions, data: Dataset, gates: Sequence[Gate]) -> None:
     """Refuse, before anything is measured, what the measurements could not answer."""
     if options.train_data is not None and not data.has_labels:
         raise PruneError("--train-data needs labelled test data", "give --data with labels")
-    if options.robustness and options.data is None:
-        raise PruneError("--robustness needs data", "give --data; random inputs have no quality to lose")
-    for gate in gates:
-        missing = _missing(gate.name, options, data, opened=opened)
-        if missing:
-            raise PruneError(f"--fail-if {gate.expr!r} needs {missing[0]}", missing[1])
-
-
-def _missing(name: str, options: EvaluateOptions, data: Dataset, opened: OpenedModels) -> tuple[str, str] | None:
-    baseline = ("a model to compare with", "give --baseline ORIGINAL.onnx")
-    have = {
-        "baseline": (BASELINE in opened.runners, baseline),
-        "fidelity": (BASELINE in opened.runners or data.has_reference, baseline),
-        "labels": (data.has_labels, ("labelled data", "give --data with labels")),
-        "latency": (options.measures_time, ("latency", "leave out --no-latency and --no-timing")),
-        "train": (options.train_data is not None, ("training data", "give --train-data")),
-        "robustness": (options.robustness, ("robustness", "add --robustness")),
-    }
-    return next(
-        (hint for need in needs(name, options.asked.metrics) for there, hint in (have[need],) if not there), None
-    )
+    options.check_gates(gates, data.has_labels, data.has_reference)
 
 
 def _train_metrics(

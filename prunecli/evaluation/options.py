@@ -7,11 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from prunecli.errors import PruneError
 from prunecli.options.declare import DATA, Option
 from prunecli.options.groups import Batched, Gated, OutputNamed, Reporting, Running, Samples, Seeded, Sized, Timing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from prunecli.data.options import DataOptions
+    from prunecli.evaluation.gates import Gate
     from prunecli.evaluation.passes import ReadingOptions
     from prunecli.evaluation.quality import Merit
 
@@ -91,8 +95,29 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
 
         super().check()
         assert self.merits is not None
-        for text in self.gates:
-            parse_gate(text, known(self.asked.metrics))
+        given = self.data is not None
+        if self.robustness and not given:
+            raise PruneError("--robustness needs data", "give --data; random inputs have no quality to lose")
+        self.check_gates([parse_gate(text, known(self.asked.metrics)) for text in self.gates], given, given)
+
+    def check_gates(self, gates: Sequence[Gate], labels: bool, reference: bool) -> None:
+        """Refuse gates on figures that are not measured. `labels`, `reference`: whether the data have labels, and outputs
+        to compare with."""
+        from prunecli.evaluation.figures import needs
+
+        baseline, latency = "give --baseline ORIGINAL.onnx", "leave out --no-latency and --no-timing"
+        have = {
+            "baseline": (self.baseline is not None, "a model to compare with", baseline),
+            "fidelity": (self.baseline is not None or reference, "a model to compare with", baseline),
+            "labels": (labels, "labelled data", "give --data with labels"),
+            "latency": (self.measures_time, "latency", latency),
+            "train": (self.train_data is not None, "training data", "give --train-data"),
+            "robustness": (self.robustness, "robustness", "add --robustness"),
+        }
+        for gate in gates:
+            for there, what, hint in map(have.__getitem__, needs(gate.name, self.asked.metrics)):
+                if not there:
+                    raise PruneError(f"--fail-if {gate.expr!r} needs {what}", hint)
 
     @property
     def measures_time(self) -> bool:

@@ -160,6 +160,8 @@ class FinetuneOptions(OutputNamed, Learning, Samples, Seeded, Written, Shrinking
         super().check()
         if self.data is None:
             raise PruneError("training needs data", "give --data")
+        if self.resume and self.checkpoint is None:
+            raise PruneError("--resume needs --checkpoint", "name the folder that the first run wrote to")
 
     @property
     def teacher_path(self) -> Path | None:
@@ -281,6 +283,13 @@ class Stepwise(Retraining):
     @property
     def step_count(self) -> int:
         return self.steps or 1
+
+    def check(self) -> None:
+        super().check()
+        planned = any(getattr(self, name, None) is not None for name in ("plan", "save_plan"))
+        if self.trains and self.step_count > 1 and planned:
+            raise PruneError("a plan holds one cut, and --steps with training makes several",
+                             "leave --steps or the plan out")  # fmt: skip
 
 
 LEARNING = tuple(name for name in Learning.__dataclass_fields__ if name != "validation")

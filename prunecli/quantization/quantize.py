@@ -38,6 +38,7 @@ from prunecli.quantization.result import QuantizeResult
 from prunecli.quantization.stored import Form, IntegerGraph
 from prunecli.runtime import saturates
 from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.verify.compare import Place, placed
 
 SAMPLES = 512
 HELD = 4
@@ -250,7 +251,9 @@ def _saved(
     for key, value in file.ir.metadata_props.items():
         best.graph.model.metadata_props.setdefault(key, value)
     recipe: Json = {**options.quantization_json(), **about(work.data), "chosen": best.name}
-    inspector = QuantisedInspector(work, decided)
+    inspector = QuantisedInspector(
+        work, {place: held.tensor for place, held in placed(best.graph.model).items()}, decided
+    )
     saving = SaveOptions(options.external_data, options.force, Provenance("quantize", recipe))
     with written_to(target, options.dry_run) as place:
         saved = save(replace(file, ir=best.graph.model), place, saving, verify=inspector)
@@ -274,9 +277,11 @@ def _names(graph: ir.Graph) -> list[str]:
 
 @dataclass
 class QuantisedInspector:
-    """Checks the staged file: it opens, it holds the decided weights, and its sizes. `decided`: floats by weight."""
+    """Checks the staged file: it opens, it holds the tensors that were made, and its sizes. `made`: by their place;
+    `decided`: floats by weight."""
 
     work: Quantisation
+    made: Mapping[Place, ir.TensorProtocol]
     decided: Mapping[str, Array]
     verification: Verification = UNVERIFIED
     after: Totals | None = None
@@ -285,7 +290,7 @@ class QuantisedInspector:
         form = self.work.options.form
         if self.work.options.verify:
             self.verification = check_stored(
-                staged, self.decided, form, evaluator=self.work.evaluator, held=self.work.batches.held
+                staged, self.made, self.decided, form=form, evaluator=self.work.evaluator, held=self.work.batches.held
             )
         file = load(staged)
         self.after = totals(file, concrete_shapes(file, self.work.options.dims))

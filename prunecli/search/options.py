@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.evaluation.options import METRIC, METRIC_HELP
-from prunecli.masks.criteria import element_names, of_structures
+from prunecli.masks.criteria import element_names, of_elements, of_structures
 from prunecli.options.declare import DATA, OUTPUT, SELECT, Option
 from prunecli.options.groups import (
     Batched,
@@ -110,10 +110,10 @@ class TrialOptions(
         return found
 
     def check(self) -> None:
-
         super().check()
         if self.data is None and self.needs_data:
             raise PruneError("trials are judged on data", "give --data")
+        self._check_names()
         if "block" in self.granularity.split(","):
             raise PruneError("blocks are chosen by `prune structured --granularity block`, not by trials",
                              "use --granularity element, channel,head or all")  # fmt: skip
@@ -121,6 +121,30 @@ class TrialOptions(
             raise PruneError("--round-to, --target and --max-ratio are of structures", "add --granularity channel,head")
         if not self.elements and (self.pattern != "element" or self.also):
             raise PruneError("--pattern and --also are of single weights", "leave out --granularity")
+
+    def _check_names(self) -> None:
+        """Refuse names that there are none of, before any work."""
+        from prunecli.dependency.catalogue import parse_granularity
+        from prunecli.evaluation.fidelity import MEASURES
+        from prunecli.evaluation.sample_metrics import find_metrics
+        from prunecli.masks.patterns import Windows, parse_pattern
+
+        if not self.elements:
+            parse_granularity(self.granularity)
+        known: list[str] = element_names() if self.elements else [*of_structures()]
+        if self.criterion not in (None, AUTO, *known):
+            kind = "elements" if self.elements else "structures"
+            raise PruneError(
+                f"--criterion {self.criterion!r} is unknown for {kind}", f"choose from {', '.join((AUTO, *known))}"
+            )
+        if self.data is None and self.criterion not in (None, AUTO):
+            found = of_elements(self.criterion) if self.elements else of_structures()[self.criterion]
+            if found.evidence is not None and found.evidence.on_data:
+                raise PruneError(f"--criterion {self.criterion} needs data", "give --data, or leave --criterion out")
+        if isinstance(form := parse_pattern(self.pattern), Windows):
+            raise PruneError(f"the pattern {form.text} fixes how many weights go", "use `prune magnitude --pattern`")
+        if self.metric is not None and self.metric not in MEASURES:
+            find_metrics([self.metric])
 
 
 def _levels(text: str) -> tuple[float, ...]:

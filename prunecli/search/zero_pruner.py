@@ -18,7 +18,7 @@ from prunecli.errors import PruneError
 from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import SQUARED, Evidence, of_elements
 from prunecli.masks.decide import ByBits, ByUnits, Decision, Recipe, Target, Units, decide
-from prunecli.masks.patterns import Tiles, Windows, parse_pattern
+from prunecli.masks.patterns import Tiles, parse_pattern
 from prunecli.model import Model, Weight, concrete_shapes, count_macs, find_weights, load
 from prunecli.model.constants import holders
 from prunecli.model.floating import as_stored, floats_of, requantise
@@ -147,8 +147,6 @@ class ZeroPruner(WeightSpace):
 
     def __init__(self, path: Path, options: TrialOptions, samples: DataOptions | None, progress: Progress) -> None:
         form = parse_pattern(options.pattern)
-        if isinstance(form, Windows):
-            raise PruneError(f"the pattern {form.text} fixes how many weights go", "use `prune magnitude --pattern`")
         self.options, self.samples, self.file = options, samples, floats_of(load(path))
         self.choice = choose(find_weights(self.file), options.include, options.exclude, also=options.also)
         self.criterion, evidence, self.notes = self._ranked(progress)
@@ -169,8 +167,7 @@ class ZeroPruner(WeightSpace):
         wanted = of_elements(criterion).evidence
         if wanted is None:
             return criterion, {}, ()
-        if self.samples is None:
-            raise PruneError(f"--criterion {criterion} needs data", "give --data, or leave --criterion out")
+        assert self.samples is not None
         if not wanted.differentiates:
             how = o.part(Fitting, data=self.samples, threads=1)
             found, left = measured_scores(

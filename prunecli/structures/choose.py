@@ -160,11 +160,14 @@ def decide_units(
         costing: knows amounts besides `params` and `macs`, which need none, or more of the time that a run takes.
         gone: mask over units that were removed before; they count towards the target and stay removed.
     Raises:
-        PruneError: an unknown name, missing evidence, a target that is no fraction or cannot be reached (with the
+        PruneError: a target that is no fraction or cannot be reached (with the
             closest that can).
     """
     criterion = of_structures()[resolve_criterion(recipe.options.criterion, evidence is not None)]
-    _check(recipe, criterion, evidence)
+    if not recipe.budget.absolute and not 0 < recipe.budget.target < 1:
+        raise PruneError(
+            f"a {recipe.budget.kind} of {recipe.budget.target:g} leaves nothing to choose", "give a fraction in (0, 1)"
+        )
     chooser = _Chooser(
         catalogue, recipe, allowed, evidence=evidence or Measurements(), costing=costing, criterion=criterion
     )
@@ -174,16 +177,6 @@ def decide_units(
 def resolve_criterion(name: str, data: bool) -> str:
     """Return the criterion that `auto` stands for."""
     return name if name != "auto" else "activation" if data else "l2-in"
-
-
-def _check(recipe: UnitRecipe, criterion: Structures, evidence: Measurements | Measure | None) -> None:
-    budget, options = recipe.budget, recipe.options
-    if criterion.evidence and evidence is None:
-        raise PruneError(f"--criterion {options.criterion} needs data", "give --data")
-    if not 0 < options.largest_ratio <= 1:
-        raise PruneError("--max-ratio is in (0, 1], --round-to and --steps are at least 1", "correct the option")
-    if not budget.absolute and not 0 < budget.target < 1:
-        raise PruneError(f"a {budget.kind} of {budget.target:g} leaves nothing to choose", "give a fraction in (0, 1)")
 
 
 def group_limit(group: Group, max_ratio: float) -> int:

@@ -27,7 +27,7 @@ from prunecli.structures.carry_out import StructuredResult, carry_out, decided_a
 from prunecli.structures.decide import decide
 from prunecli.structures.options import StructuredOptions
 from prunecli.structures.prunable import Cuttable
-from prunecli.training.gradual import check_plans, left_out, proof_of, prune_and_train, retrained
+from prunecli.training.gradual import left_out, proof_of, prune_and_train, retrained
 from prunecli.types import Progress
 
 CRITERION_BEFORE_TRAINING = "l2-in"
@@ -43,7 +43,6 @@ def structured_and_trained(
         PruneError: several steps with a budget of time or with blocks, which are measured in one go; a cut or
             training that cannot be done.
     """
-    _check(options)
     once = replace(options, steps=None, criterion=_criterion(options))
     if options.dry_run:
         found = decided_and_cut(path, target, once, progress=progress, start=start)
@@ -81,15 +80,6 @@ def _criterion(options: StructuredOptions) -> str:
     chosen = options.plan is None and options.criterion == "auto"
     automatic = chosen and not options.drops_blocks and not options.distills
     return CRITERION_BEFORE_TRAINING if automatic else options.criterion
-
-
-def _check(options: StructuredOptions) -> None:
-    check_plans(options)
-    timed = options.budget is not None and options.budget.kind == "latency"
-    if options.step_count > 1 and (timed or options.drops_blocks):
-        what = "--latency" if timed else "--granularity block"
-        raise PruneError(f"{what} is decided by measuring in one go, not in --steps with training",
-                         "leave --steps out, or use --macs")  # fmt: skip
 
 
 @dataclass

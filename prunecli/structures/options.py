@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     from prunecli.dependency.catalogue import Kind
 
 
+def _check_ratio(ratio: float) -> None:
+    if ratio == 0:
+        raise PruneError("nothing may be removed", "leave it out, or give a fraction above 0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Widths(Options):
     """Limits of the widths that are left."""
@@ -53,7 +58,11 @@ class Widths(Options):
     max_ratio: Annotated[
         float | None,
         Option(
-            "of structures: the largest fraction removed from any group; default 0.9", SELECT, "R", read=parse_fraction
+            "of structures: the largest fraction removed from any group; default 0.9",
+            SELECT,
+            "R",
+            read=parse_fraction,
+            check=_check_ratio,
         ),
     ] = None
     round_to: Annotated[
@@ -150,12 +159,23 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
         if self.rescale_activations and (self.source is None or self.closed_form in ("none", "fold")):
             raise PruneError("--rescale-activations is a part of recovery on data",
                              "give --data, and no --recover or one that reads it")  # fmt: skip
+        self._check_data()
         if not self.drops_blocks or self.blocks_alone:
             return
         if self.budget is not None and self.budget.kind == "ratio":
             raise PruneError("--ratio counts units, and a block is no unit among channels", "give --macs or --params")
         if self.scope == "layer":
             raise PruneError("--scope layer cuts all groups alike, and a block goes or stays", "leave --scope out")
+
+    def _check_data(self) -> None:
+        """Refuse what is measured on data, where there are none."""
+        if self.source is not None:
+            return
+        criterion = of_structures().get(self.criterion)
+        if criterion is not None and criterion.evidence is not None and criterion.evidence.on_data:
+            raise PruneError(f"--criterion {self.criterion} needs data", "give --data")
+        if self.closed_form not in (None, "none", "fold"):
+            raise PruneError(f"--recover {self.recover} needs data", "give --data; labels are not needed")
 
     @cached_property
     def structures(self) -> str:
@@ -222,6 +242,10 @@ class StructuredOptions(Replayed, Stepwise, QuantizedLast, CutOptions):
         super().check()
         self._check_allocation()
         assert self.plan is not None or self.budget is not None
+        if self.trains and self.step_count > 1 and (self.latency is not None or self.drops_blocks):
+            what = "--latency" if self.latency is not None else "--granularity block"
+            raise PruneError(f"{what} is decided by measuring in one go, not in --steps with training",
+                             "leave --steps out, or use --macs")  # fmt: skip
 
     @property
     def weighs_blocks(self) -> bool:

@@ -22,7 +22,7 @@ from prunecli.model.floating import floating
 from prunecli.model.requantise import requantised
 from prunecli.model.shapes import input_specs
 from prunecli.quantization.ranges import observe
-from prunecli.reconstruct.refit import METHODS, LayerFit, output_error, refit
+from prunecli.reconstruct.refit import LayerFit, output_error, refit
 from prunecli.reconstruct.turning import Turned
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import version
@@ -63,19 +63,9 @@ class Recovery:
 
 
 def recovery_method(options: CutOptions) -> str:
-    """Return the method of `--recover`; the default is `auto` with data and `fold` without.
-
-    Raises:
-        PruneError: an unknown method, or one that needs data without any.
-    """
-    asked = options.closed_form
-    if asked is None:
-        return "auto" if options.source is not None else FOLD
-    if asked not in (*METHODS, FOLD):
-        raise PruneError(f"--recover {asked!r} is unknown", f"choose from {', '.join((*METHODS, FOLD))}")
-    if asked not in ("none", FOLD) and options.source is None:
-        raise PruneError(f"--recover {asked} needs data", "give --data; labels are not needed")
-    return asked
+    """Return the method of `--recover`; the default is `auto` with data and `fold` without."""
+    default = "auto" if options.source is not None else FOLD
+    return default if options.closed_form is None else options.closed_form
 
 
 def recover(

@@ -104,8 +104,6 @@ class Keeper:
         self.trainer, self.folder, self.every = trainer, options.checkpoint, options.checkpoint_every
         self.fingerprint: Json = json.loads(json.dumps(fingerprint))
         self.last = time.monotonic()
-        if options.resume and self.folder is None:
-            raise PruneError("--resume needs --checkpoint", "name the folder that the first run wrote to")
         if self.folder is not None and not options.resume and (self.folder / NAME).exists():
             raise PruneError(
                 f"{self.folder} holds a checkpoint already", "continue it with --resume, or choose another folder"

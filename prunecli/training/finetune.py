@@ -36,6 +36,7 @@ from prunecli.training.parameters import reset_head
 from prunecli.training.session import Training, objective_options, prepare_training
 from prunecli.training.trainer import DivergedError, Epoch, Trainer, lower_rate
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.verify.compare import check_tensors, placed
 from prunecli.verify.inputs import Case
 from prunecli.verify.prove import Agreement, Claim, prove
 from prunecli.verify.tolerance import Feed, OfLargest
@@ -152,7 +153,7 @@ def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof,
     if proving.training.trainer.at.harmful(ties=never) and options.keep_start != "always":
         proving.verification = Verification("none", detail="nothing was written")
         return _Written()
-    proof = proving if options.verify else None
+    proof = partial(proving, file) if options.verify else None
     made = Provenance("finetune", _recipe(options))
     shrunk: list[ShrinkResult] = []
 
@@ -315,14 +316,16 @@ def _skipped(file: Model, training: Training) -> list[Skipped]:
 
 
 class _Proof:
-    """The saved file against the training graph's own forward pass on the same batch: what was trained is what
-    was saved."""
+    """The saved file against the trained model, tensor by tensor, and against the training graph's own forward pass on
+    the same batch: what was trained is what was saved."""
 
     def __init__(self, training: Training, feed: Feed, options: FinetuneOptions) -> None:
         self.training, self.feed, self.options = training, feed, options
         self.verification = Verification("none", detail="--no-verify")
 
-    def __call__(self, path: Path) -> None:
+    def __call__(self, trained: Model, path: Path) -> None:
+        made = {place: held.tensor for place, held in placed(trained.ir).items()}
+        check_tensors(made, load(path).ir, {}, hint="please report this", progress=no_progress)
         session, sizes = self.options.execution.open(path), list[int]()
         coarse = any(a.dtype.itemsize < 4 and a.dtype.kind == "f" for a in self.feed.values())
         tolerance = OfLargest(50 * TOLERANCE if coarse else TOLERANCE, "what sums in another order explain")

@@ -23,17 +23,6 @@ from prunecli.training.finetune import FinetuneResult, finetune, raise_if_harmfu
 from prunecli.types import FileRef, LayerRow, Progress, Totals, Verification, no_progress
 
 
-class Planned(Protocol):
-    """Options that may name plans."""
-
-    @property
-    def step_count(self) -> int: ...
-    @property
-    def plan(self) -> Path | None: ...
-    @property
-    def save_plan(self) -> Path | None: ...
-
-
 class Pruned(Protocol):
     """The fields of a pruning command's result that this module reads."""
 
@@ -193,14 +182,6 @@ def proof_of(rounds: list[Round[Any]]) -> Verification:
 def _largest(values: Any) -> float | None:
     known = [value for value in values if value is not None]
     return max(known) if known else None
-
-
-def check_plans(options: Planned) -> None:
-    """Raises PruneError: a plan is one cut of one model, and each of several steps cuts a model trained by then."""
-    if options.step_count > 1 and (options.plan is not None or options.save_plan is not None):
-        raise PruneError(
-            "a plan holds one cut, and --steps with training makes several", "leave --steps or the plan out"
-        )
 
 
 def left_out(options: Retraining) -> str:

@@ -28,7 +28,6 @@ from prunecli.quantization.after import quantized_after, with_packed_size, with_
 from prunecli.shrinking.after import shrunk_after, with_shrunk
 from prunecli.training.gradual import (
     at_share,
-    check_plans,
     left_out,
     proof_of,
     prune_and_train,
@@ -149,7 +148,6 @@ def _retrained(
     path: Path, target: Path, options: ZeroingOptions, selector: Selector, progress: Progress
 ) -> MagnitudeResult:
     """Zero some, train, zero more: what is zero scores lowest and stays zero in training, so it is never revived."""
-    check_plans(options)
     whole = options.recipe
     if whole is not None:
         at_share(whole, share_after(1, options.step_count))

@@ -60,8 +60,8 @@ class OtherKinds(Options):
     """Kinds of tensors besides matrices and kernels."""
 
     also: Annotated[
-        tuple[str, ...],
-        Option("prune these too, which are left alone by default; repeatable", SELECT, "bias|norm|embedding"),
+        tuple[Literal["bias", "norm", "embedding"], ...],
+        Option("prune these too, which are left alone by default; repeatable", SELECT),
     ] = ()
 
 
@@ -177,7 +177,7 @@ class GradientOptions(OutputNamed, OtherKinds, Allocated, CalibrationSamples):
         from prunecli.zeros.recipes import with_defaults
 
         recipe = super().recipe
-        return None if recipe is None else with_defaults(recipe)
+        return None if recipe is None else with_defaults(recipe, self.data is not None)
 
     @property
     def measured_steps(self) -> int | None:

@@ -26,11 +26,11 @@ def command_of(criterion: str) -> str:
     return f"`prune oneshot --method {criterion}`" if is_method else f"`prune adaptive --criterion {criterion}`"
 
 
-def with_defaults(recipe: Recipe) -> Recipe:
-    """The recipe with what gradient pruning does unless told otherwise.
+def with_defaults(recipe: Recipe, data: bool) -> Recipe:
+    """The recipe with what gradient pruning does unless told otherwise. `data`: whether there are some.
 
     Raises:
-        PruneError: a criterion of another command.
+        PruneError: a criterion of another command, or without its data.
     """
     recipe = replace(recipe, criterion=recipe.criterion or "smoothed")
     name = recipe.criterion or ""
@@ -39,6 +39,8 @@ def with_defaults(recipe: Recipe) -> Recipe:
         raise PruneError(f"--criterion {name} is of the weights alone", f"use {command_of(name)}")
     if not evidence.differentiates:
         raise PruneError(f"--criterion {name} is not of gradients", f"use {command_of(name)}")
+    if evidence.on_data and not data:
+        raise PruneError("gradients are measured on data", "give --data, or use --criterion synflow, which needs none")
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
     if windows or recipe.allocate or recipe.threshold is not None:
         return recipe

@@ -127,11 +127,8 @@ def choose(
     """Weights of the prunable kind, and of the kinds in `also`, that match `include` and not `exclude`.
 
     Raises:
-        PruneError: an unknown kind, a pattern that matches nothing, or nothing is left.
+        PruneError: a pattern that matches nothing, or nothing is left.
     """
-    for kind in also:
-        if kind not in KINDS:
-            raise PruneError(f"--also {kind!r} is not a kind of tensor", f"choose from {', '.join(KINDS)}")
     candidates = [*weights.prunable, *(weight for weight in weights.others if weight.kind in also)]
     for pattern in include:
         _check_include(pattern, candidates, weights)

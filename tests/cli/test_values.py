@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunecli.cli.commands import COMMANDS
-from prunecli.errors import InvalidValue
+from prunecli.errors import InvalidValue, PruneError
 from prunecli.options.declare import declared_of
 from tests.cli.conftest import SAMPLES, Prune
 
@@ -89,3 +89,36 @@ SAME: list[tuple[str, str, list[Any], dict[str, Any]]] = [
 def test_numbers_and_texts_mean_the_same(command: str, field: str, values: list[Any], others: dict[str, Any]) -> None:
     made = [COMMANDS[command].options_class.of(**{field: value}, **others) for value in values]
     assert all(one == made[0] for one in made)
+
+
+# command, options: what they ask for is refused without the model, a piece of the error
+EARLY: list[tuple[str, dict[str, Any], str]] = [
+    ("structured", {"macs": 0.5, "criterion": "taylor"}, "--criterion taylor needs data"),
+    ("structured", {"macs": 0.5, "recover": "lstsq"}, "--recover lstsq needs data"),
+    ("structured", {"macs": 0.5, "max_ratio": 0}, "nothing may be removed"),
+    ("structured", {"latency": 0.5, "steps": 3, "finetune_epochs": 1, "data": DATA}, "in one go"),
+    ("structured", {"macs": 0.5, "steps": 3, "finetune_epochs": 1, "data": DATA, "save_plan": "p"}, "holds one cut"),
+    ("gradient", {"sparsity": 0.5}, "measured on data"),
+    ("magnitude", {"sparsity": 0.5, "also": "all"}, "'all' is unknown"),
+    ("adaptive", {"criterion": "l7"}, "--criterion 'l7' is unknown for elements"),
+    ("adaptive", {"criterion": "wanda", "granularity": "channel"}, "--criterion 'wanda' is unknown for structures"),
+    ("adaptive", {"metric": "acuracy"}, "there is no metric acuracy"),
+    ("adaptive", {"granularity": "chanel"}, "no granularity 'chanel'"),
+    ("adaptive", {"pattern": "2:4"}, "fixes how many weights go"),
+    ("sensitivity", {"predicted": True, "data": None, "criterion": "taylor"}, "--criterion taylor needs data"),
+    ("evaluate", {"robustness": True}, "--robustness needs data"),
+    ("evaluate", {"gates": "accuracy<0.5"}, "needs labelled data"),
+    ("evaluate", {"gates": "latency.median>1", "latency": False}, "needs latency"),
+    ("evaluate", {"gates": "robustness.drop>1", "data": DATA}, "needs robustness"),
+    ("evaluate", {"gates": "accuracy.drop>1%", "data": DATA}, "needs a model to compare with"),
+    ("finetune", {"data": DATA, "resume": True}, "--resume needs --checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("command", "given", "message"), EARLY, ids=[f"{row[0]} {row[2]}" for row in EARLY])
+def test_what_needs_no_model_to_be_judged_is_refused_with_the_options(
+    command: str, given: dict[str, Any], message: str
+) -> None:
+    needed = {"adaptive": {"data": DATA, "max_drop": 0.01}, "sensitivity": {"data": DATA}}.get(command, {})
+    with pytest.raises(PruneError, match=message):
+        COMMANDS[command].options_class.of(**needed | given)

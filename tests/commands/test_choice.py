@@ -85,7 +85,6 @@ REFUSED = [
     ([], ["fc.v"], [], "--exclude 'fc.v' matches nothing", "did you mean fc.w"),
     ([], ["*"], [], "--exclude leaves no weight", "exclude less"),
     (["fc"], ["fc"], [], "--include and --exclude leave no weight", "widen --include"),
-    ([], [], ["weights"], "--also 'weights' is not a kind", "bias, norm, embedding"),
 ]
 
 

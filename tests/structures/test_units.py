@@ -162,7 +162,7 @@ def test_activation_decides_by_what_flows() -> None:
         value = CUTTABLE.analysis.model.graph.initializers[name].const_value
         if len(value.shape) > 1 and axis == (0 if len(value.shape) == 2 else 1):
             moments[name] = np.linspace(1e-6, 1, int(value.shape[axis])) ** 4
-    recipe = unit_recipe("ratio", 0.5, criterion="activation")
+    recipe = unit_recipe("ratio", 0.5, criterion="activation", data="x.npz")
     decision = decide_units(CUTTABLE, recipe, None, Measurements(moments=moments))
     for group in CUTTABLE.groups:
         gone = np.flatnonzero(decision.removed[group.units])
@@ -180,10 +180,10 @@ def test_evidence_that_changes_is_measured_anew_on_what_is_left() -> None:
         rng = np.random.default_rng(0)
         return Measurements(gates={(n, a): rng.normal(size=(3, int(values[n].shape[a]))) for n, a in touched})
 
-    decide_units(CUTTABLE, unit_recipe("macs", 0.5, criterion="fisher", steps=3), None, measure)
+    decide_units(CUTTABLE, unit_recipe("macs", 0.5, criterion="fisher", steps=3, data="x.npz"), None, measure)
     assert len(seen) == 3 and seen[0] == 0 and seen == sorted(set(seen))
     seen.clear()
-    decide_units(CUTTABLE, unit_recipe("macs", 0.5, criterion="activation", steps=3), None, measure)
+    decide_units(CUTTABLE, unit_recipe("macs", 0.5, criterion="activation", steps=3, data="x.npz"), None, measure)
     assert len(seen) == 1
 
 
@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[Any, float, dict[str, Any], str]] = {
     "no data": ("macs", 0.5, {"criterion": "activation"}, "needs data"),
     "everything": ("macs", 0.0, {}, "leaves nothing to choose"),
     "nothing": ("ratio", 1.0, {}, "leaves nothing to choose"),
-    "a limit of nothing": ("macs", 0.5, {"max_ratio": 0.0}, "--max-ratio is in"),
+    "a limit of nothing": ("macs", 0.5, {"max_ratio": 0.0}, "nothing may be removed"),
     "unreachable": ("macs", 0.01, {}, "cannot be reached"),
     "more than there is": ("macs", 1e12, {}, "has only"),
     "no norms": ("macs", 0.5, {"criterion": "bn-scale"}, "have no BatchNormalization"),
