@@ -244,6 +244,31 @@ def test_the_checks_see_a_long_function() -> None:
     assert list(long_functions(ast.walk(tree))) == ["line 49: g has 46 lines"]
 
 
+def listed(module: Path) -> Iterator[str]:
+    """Names of a module's constants that list operators: four or more texts, most of which are names of operators."""
+    import onnx
+
+    from prunecli.operators import OPERATORS
+
+    known = {schema.name for schema in onnx.defs.get_all_schemas_with_history()} | {kind for _, kind in OPERATORS}
+    for node in parse(module).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for each in ast.walk(node.value):
+                items = each.keys if isinstance(each, ast.Dict) else getattr(each, "elts", [])
+                texts = [one.value for one in items if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+                if len(texts) >= 4 and sum(text in known for text in texts) >= 0.8 * len(texts):
+                    yield ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+
+
+def test_lists_of_operators_are_named_where_a_new_operator_is_told_of() -> None:
+    told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    theories = ("operators/", "autodiff/", "dependency/rules/")
+    modules = [m for m in MODULES if not m.relative_to(PACKAGE).as_posix().startswith(theories)]
+    found = {(m.relative_to(PACKAGE).as_posix(), name) for m in modules for name in listed(m)}
+    assert len(found) > 20
+    assert [pair for pair in sorted(found) if f"`{pair[0]}`" not in told or f"`{pair[1]}`" not in told] == []
+
+
 OUTSIDE = {"helper", "ir", "np", "onnx"}
 NOT_OURS = {"__init__", "columns", "matmul", "reshape", "slice", "tie", "transpose"}
 """Methods of numpy or a base class with the name of one of the package; a callable that is an argument; and builders of
