@@ -108,6 +108,12 @@ def test_every_function_refuses_unknown_keywords() -> None:
     assert {name for name, _, _ in UNKNOWN} == set(FUNCTIONS)
 
 
+@pytest.mark.parametrize(("name", "value"), [("report", "r.json"), ("format", "json")])
+def test_what_only_the_command_line_prints_is_refused(name: str, value: str) -> None:
+    with pytest.raises(PruneError, match=f"so {name} means nothing"):
+        prunecli.magnitude(MODEL, sparsity=0.5, **{name: value})
+
+
 def test_options_of_another_command_are_refused() -> None:
     with pytest.raises(PruneError, match="magnitude takes options of the class MagnitudeOptions, not dict") as caught:
         prunecli.magnitude(MODEL, {"sparsity": 0.5})

@@ -17,7 +17,7 @@ from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from prunecli.errors import InvalidValue, PruneError, check_keyword
 from prunecli.types import Json
@@ -165,11 +165,14 @@ class Declared:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command. Values are checked on construction; `check` judges them together.
+    """Options of a command. Values are checked on construction; `check` judges them together. `printed`: fields that say
+    what the command line prints, which functions do not.
 
     Raises:
         PruneError: a value cannot be used, or values do not go together.
     """
+
+    printed: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         for declared in declared_of(type(self)):
@@ -195,6 +198,9 @@ class Options:
         known, owner = [one.name for one in fields(cls)], cls.__name__.removesuffix("Options").lower()
         for name in changes:
             check_keyword(name, known, owner)
+            if name in cls.printed:
+                raise PruneError(f"{owner} as a function prints and writes no report, so {name} means nothing",
+                                 "the result has all of it: `result.to_json()`")  # fmt: skip
         if options is not None and not isinstance(options, cls):
             raise PruneError(f"{owner} takes options of the class {cls.__name__}, not {type(options).__name__}",
                              "give its options by their names, as keywords")  # fmt: skip

@@ -46,6 +46,7 @@ def _check_gate(text: str) -> None:
 class Reporting(Options):
     """The report of a command."""
 
+    printed = frozenset({"format", "report"})
     format: Annotated[
         Literal["table", "json", "markdown"], Option("what stdout carries; messages go to stderr", REPORT)
     ] = "table"

@@ -46,6 +46,7 @@ class PackOptions(Chosen, UnpackOptions):
         bool,
         Option("turn negative zeros, which masks leave behind, into zeros; else they are kept, as values", PACK),
     ] = False
+    printed = frozenset({"report"})
     format: Annotated[
         tuple[Literal["coo", "table", "json", "markdown"], ...],
         Option("coo: store as sparse_initializer (8 more bytes per value) instead of what is smallest; others: what"

@@ -61,6 +61,7 @@ class QuantizeOptions(
     from --data are used.
     """
 
+    printed = frozenset({"report"})
     format: Annotated[
         tuple[Literal["qdq", "dynamic", "nbits", "table", "json", "markdown"], ...],
         Option("qdq: QuantizeLinear and DequantizeLinear around operators, the default; dynamic: activations are measured"

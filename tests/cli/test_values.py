@@ -50,11 +50,11 @@ def test_the_reason_is_the_same_wherever_it_is_written(
     kind = COMMANDS[command].options_class
     name = next(one.name for one in declared_of(kind) if one.field == field)
     with pytest.raises(InvalidValue, match=f"invalid value for '--{name}'") as refused:
-        kind.of(**{field: value})
+        kind(**{field: value})
     assert reason in refused.value.reason
     text = json.dumps(str(value))
     with pytest.raises(InvalidValue) as written:
-        kind.of(**{field: str(value)})
+        kind(**{field: str(value)})
     assert written.value.hint == refused.value.hint
     told = written.value.reason
     Path("r.toml").write_text(f'model = "{MODEL}"\n[[step]]\ncommand = "{command}"\n{name} = {text}\n')
