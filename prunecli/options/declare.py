@@ -17,7 +17,7 @@ from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from prunecli.errors import InvalidValue, PruneError, check_keyword
 from prunecli.types import Json
@@ -172,7 +172,7 @@ class Options:
         PruneError: a value cannot be used, or values do not go together.
     """
 
-    printed: ClassVar[frozenset[str]] = frozenset()
+    printed = frozenset[str]()
 
     def __post_init__(self) -> None:
         for declared in declared_of(type(self)):

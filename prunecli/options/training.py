@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -292,6 +292,6 @@ class Stepwise(Retraining):
                              "leave --steps or the plan out")  # fmt: skip
 
 
-LEARNING = tuple(name for name in Learning.__dataclass_fields__ if name != "validation")
+LEARNING = tuple(one.name for one in fields(Learning) if one.name != "validation")
 UNTRAINED = (*Seeded.__dataclass_fields__, *Samples.__dataclass_fields__, *Running.__dataclass_fields__)
 """Options of the group that mean something without training."""

@@ -80,7 +80,7 @@ def test_a_file_that_is_not_what_was_trained_is_refused(tmp_path: Path, monkeypa
         return right(file, target, options, inspect)
 
     monkeypatch.setattr(module, "save", spoilt)
-    with pytest.raises(PruneError, match="the saved model does not compute what the trained one does"):
+    with pytest.raises(PruneError, match="was not stored as it should be"):
         run(MLP, tmp_path / "out.onnx", 1, keep_start="always")
     assert not (tmp_path / "out.onnx").exists()
 
@@ -237,7 +237,7 @@ def test_divergence_is_reported_with_step_and_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, float("nan"), float("inf")])
 def test_a_learning_rate_is_a_positive_number(rate: float, tmp_path: Path) -> None:
-    with pytest.raises(PruneError, match=r"is no positive number|out of its range"):
+    with pytest.raises(PruneError, match=r"is no positive number|out of its range|is not a number"):
         run(MLP, tmp_path / "out.onnx", 1, rate=rate)
 
 
