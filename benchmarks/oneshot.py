@@ -96,12 +96,21 @@ def zeros(path: Path, names: set[str]) -> float:
 
 def ours(command: list[object]) -> tuple[float, float, float]:
     """Seconds, CPU seconds and gigabytes at most of `prune`."""
-    start = time.perf_counter()
+    start, most = time.perf_counter(), 0
     child = subprocess.Popen([sys.executable, "-m", "prunecli", *map(str, command)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
+    while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+        most = max(most, peak(child.pid))  # ru_maxrss counts what this process had when it started the other
+        time.sleep(0.02)
+    _, status, usage = ended
     if status:
         raise SystemExit(f"prune {' '.join(map(str, command))} failed")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, most / 1e6
+
+
+def peak(process: int) -> int:
+    """Kilobytes that a process has had in memory at most so far; 0 where it has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(one.split()[1]) for one in lines if one.startswith("VmHWM")), 0)
 
 
 def asked(amount: str) -> list[object]:

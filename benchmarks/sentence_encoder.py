@@ -35,7 +35,10 @@ def embeddings(model: Path, pairs: dict[str, np.ndarray], side: str) -> np.ndarr
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     types = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
     feed = {one.name: pairs[f"{side}_{one.name}"].astype(types[one.type]) for one in session.get_inputs()}
-    return session.run(None, feed)[0]
+    parts = (
+        {name: rows[at : at + 100] for name, rows in feed.items()} for at in range(0, len(pairs["relatedness"]), 100)
+    )
+    return np.concatenate([session.run(None, part)[0] for part in parts])
 
 
 def held_out() -> dict[str, np.ndarray]:
