@@ -124,7 +124,7 @@ BAD = [
     ("--sparsity 0.5 --scope everywhere", "everywhere", "choose from layer"),
     ("--sparsity 0.5 --criterion l3", "l3", "l1"),
     ("--sparsity 0.5 --include fc3", "--include 'fc3' matches nothing", "fc1"),
-    ("--sparsity 0.5 --also stuff", "'stuff' is not a kind", "bias"),
+    ("--sparsity 0.5 --also stuff", "'stuff' is unknown", "bias"),
     ("--sparsity 0.5 -o {model}", "is the input itself", "--output"),
     ("--sparsity 0.5 -o {folder}/no/out.onnx", "does not exist", ""),
     ("--sparsity 0.5 --save-plan {folder}/no/plan.json", "does not exist", ""),

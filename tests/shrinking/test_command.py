@@ -62,7 +62,7 @@ def test_the_json(surplus: Path, capsys: pytest.CaptureFixture[str]) -> None:
 # options, a piece of the message
 WRONG = [
     (["--tolerance", "0"], "--tolerance is of the values on --data"),
-    (["--tolerance", "-1", "--data", "d.npy"], "is not in the range"),
+    (["--tolerance", "-1", "--data", "d.npy"], "is out of its range"),
     (["--tokenizer", "t.json"], "--tokenizer is of a vocabulary that is cut"),
     (["--remap", "graph"], "--remap is of a vocabulary that is cut"),
     (["--vocabulary", "v.txt", "--remap", "tokenizer"], "--remap tokenizer has no tokenizer to rewrite"),

@@ -195,7 +195,7 @@ def test_auto_means_activation_with_evidence_and_weights_without() -> None:
 REFUSED: dict[str, tuple[Any, float, dict[str, Any], str]] = {
     "unknown criterion": ("macs", 0.5, {"criterion": "l7"}, "--criterion 'l7' is unknown"),
     "unknown normalisation": ("macs", 0.5, {"normalize": "x"}, "--normalize 'x' is unknown"),
-    "no data": ("macs", 0.5, {"criterion": "activation"}, "needs data"),
+    "no data": ("macs", 0.5, {"criterion": "activation", "data": None}, "needs data"),
     "everything": ("macs", 0.0, {}, "leaves nothing to choose"),
     "nothing": ("ratio", 1.0, {}, "leaves nothing to choose"),
     "a limit of nothing": ("macs", 0.5, {"max_ratio": 0.0}, "nothing may be removed"),

@@ -117,7 +117,7 @@ def test_options_say_which(given_: dict[str, str | int], wanted: Alignment) -> N
 
 @pytest.mark.parametrize("text", ["0", "-8", "eight", "8.5", ""])
 def test_what_is_no_number_of_channels_is_refused(text: str) -> None:
-    with pytest.raises(PruneError, match="--round-to"):
+    with pytest.raises(PruneError, match="no number of channels"):
         read_multiple(text)
 
 
