@@ -9,7 +9,6 @@ the graph (ReduceSumSquare over all axes but j's), so that a run returns one sho
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -316,8 +315,9 @@ class Addend:
     targets: Callable[[], Array]
     weights: Array | None = None
 
-    def sums(self) -> Equations:
-        return Equations.of(self.columns(), self.targets(), self.weights)
+    def sums(self) -> tuple[Equations, Equations]:
+        """The sums to add to, and what is to be added."""
+        return self.into, Equations.of(self.columns(), self.targets(), self.weights)
 
 
 def addends(
@@ -327,10 +327,8 @@ def addends(
     """One batch: what the layer reads, and what it is to give, at the `places` of `Picker.pick`. `weights` of all
     positions."""
     for positions in places:
-        columns, targets = (
-            partial(found.columns, data, wanted.shape, positions),
-            partial(found.targets, wanted, positions),
-        )
+        columns = partial(found.columns, data, wanted.shape, positions)
+        targets = partial(found.targets, wanted, positions)
         yield Addend(into, columns, targets, weights=None if weights is None else weights[positions])
 
 
@@ -351,15 +349,7 @@ def add_each(given: Iterable[Addend], like: Equations, lanes: int, *, known: boo
                     one.into.add_inputs(columns, ones)
                 one.into.add_targets(columns, targets, ones)
             return
-        sides = deque[Equations]()
-
-        def noted() -> Iterator[Addend]:
-            for one in given:
-                sides.append(one.into)
-                yield one
-
-        for found in in_order(Addend.sums, noted(), 1 if large else lanes):
-            into = sides.popleft()
+        for into, found in in_order(Addend.sums, given, 1 if large else lanes):
             into += found
 
 
