@@ -64,6 +64,10 @@ class Comparison(Reported):
         return Document(f"Outputs of {self.second.path} against those of {self.first.path}", sections)
 
 
+SAMPLES = 8
+"""Random inputs, without data."""
+
+
 def compare(
     first: str | Path, second: str | Path, options: CompareOptions | None = None, progress: Progress = no_progress,
     **changes: Any,
@@ -82,7 +86,7 @@ def compare(
     if options.source is not None:
         data = options.source.open(models.specs, models.first.outputs)
     else:
-        data = models.random_data(options.samples, options.seed, options.dims)
+        data = models.random_data(options.samples or SAMPLES, options.seed, options.dims)
     fidelity = _run(models.runners, data, options.batch_size, progress=progress)
     one, two = (models.files[role].ref for role in (BASELINE, MODEL))
     result = Comparison(one, two, fidelity, notes=[*data.notes, *_notes(models.runners[MODEL], fidelity)])

@@ -53,6 +53,8 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
     file_bytes, params, macs, sparsity, params.ratio, accuracy.gap, robustness.drop, baseline.accuracy, ...
     """
 
+    sources = ("data", "train_data")
+    of_data = (*Samples.of_data, "task", "average", "per_class", "window", "stride")
     baseline: Annotated[Path | None, Option("the model to compare with", QUALITY, "ORIGINAL")] = None
     train_data: Annotated[
         Any,
@@ -98,6 +100,8 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
         given = self.data is not None
         if self.robustness and not given:
             raise PruneError("--robustness needs data", "give --data; random inputs have no quality to lose")
+        if self.train_data is not None and not given:
+            raise PruneError("--train-data is compared with test data", "give --data with labels")
         self.check_gates([parse_gate(text, known(self.asked.metrics)) for text in self.gates], given, given)
 
     def check_gates(self, gates: Sequence[Gate], labels: bool, reference: bool) -> None:
@@ -129,10 +133,6 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
         from prunecli.data.language import TokenWindows
 
         return replace(super()._read_as(text), windows=TokenWindows(self.window, self.stride))
-
-    @property
-    def other_data(self) -> bool:
-        return self.train_data is not None
 
     @property
     def train_samples(self) -> DataOptions | None:
@@ -167,4 +167,9 @@ class CompareOptions(Samples, Batched, Seeded, Gated, Reporting, Sized, Running)
     snr_db, top1_agreement, each the worst over the outputs; OUTPUT.max_abs and so on for one output.
     """
 
-    samples: Annotated[int, Option("random inputs, without --data", metavar="N", least=1)] = 8
+    samples: Annotated[int | None, Option("random inputs, without --data; default 8", metavar="N", least=1)] = None
+
+    def check(self) -> None:
+        super().check()
+        if self.samples is not None and self.data is not None:
+            raise PruneError("--samples counts random inputs, and --data takes their place", "--limit says how many of --data")

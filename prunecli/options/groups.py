@@ -215,9 +215,12 @@ class Images(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(Images):
-    """Data: a text as on the command line, a path, or `DataOptions` with all that belongs to them."""
+    """Data: a text as on the command line, a path, or `DataOptions` with all that belongs to them. `sources`: fields that
+    name data; `of_data`: those that mean nothing without."""
 
     allow_synthetic: ClassVar[bool] = False
+    sources: ClassVar[tuple[str, ...]] = ("data",)
+    of_data: ClassVar[tuple[str, ...]] = (*(one.field for one in declared_of(Images)), "batch_axis")
     data: Annotated[
         Any,
         Option(".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function", DATA, "D"),
@@ -238,13 +241,15 @@ class Samples(Images):
                 self.source.check_synthetic(self.allow_synthetic)
         elif self.labels is not None or self.label_column is not None:
             raise PruneError("labels were given without data", "add --data")
-        elif (named := Images.given(vars(self))) and not self.other_data:
-            raise PruneError(f"{named[0]} was given without data", "add --data with a folder of images")
+        elif all(getattr(self, name) is None for name in self.sources):
+            others = {one.field for one in declared_of(type(self))}.difference(self.of_data)
+            if named := self.given(vars(self), *others):
+                raise PruneError(f"{named[0]} was given without data", "add --data")
 
-    @property
-    def other_data(self) -> bool:
-        """Whether the command has further data that the options of images may be for."""
-        return False
+    @classmethod
+    def idle(cls, given: Collection[str]) -> frozenset[str]:
+        """Without data nothing is read."""
+        return super().idle(given) | (frozenset(cls.of_data) if {*cls.sources}.isdisjoint(given) else frozenset())
 
     @property
     def source(self) -> DataOptions | None:

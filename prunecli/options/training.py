@@ -177,6 +177,7 @@ class FinetuneOptions(OutputNamed, Learning, Samples, Seeded, Written, Shrinking
 class Retraining(Learning, Samples, Seeded, Running):
     """Training after pruning, the unpruned model its teacher."""
 
+    sources = ("data", "train_data")
     finetune_epochs: Annotated[
         int | None,
         Option("train the result for N passes over the data, after each of --steps; see `prune finetune`", TRAIN, "N",
@@ -199,15 +200,13 @@ class Retraining(Learning, Samples, Seeded, Running):
         None
     )
 
-    @property
-    def other_data(self) -> bool:
-        return self.train_data is not None
-
     @classmethod
     def idle(cls, given: Collection[str]) -> frozenset[str]:
         """Without training, or a recovery that may be by training, none of its options is of use."""
         trained = {*Learning.__dataclass_fields__, *Retraining.__dataclass_fields__} - {*UNTRAINED}
-        return frozenset[str]() if {"finetune_epochs", "recover"} & {*given} else frozenset(trained)
+        return super().idle(given) | (
+            frozenset() if {"finetune_epochs", "recover"} & {*given} else frozenset(trained)
+        )
 
     def check(self) -> None:
         super().check()

@@ -62,6 +62,7 @@ class QuantizeOptions(
     """
 
     printed = frozenset({"report"})
+    sources = ("data", "test")
     format: Annotated[
         tuple[Literal["qdq", "dynamic", "nbits", "table", "json", "markdown"], ...],
         Option("qdq: QuantizeLinear and DequantizeLinear around operators, the default; dynamic: activations are measured"
@@ -105,10 +106,6 @@ class QuantizeOptions(
     @property
     def shown(self) -> str:
         return next((name for name in reversed(self.format) if name not in FORMS), "table")
-
-    @property
-    def other_data(self) -> bool:
-        return self.test is not None
 
     def quantization_json(self) -> Json:
         return {"format": self.form, "weights": self.weights, "activations": self.activation_type,

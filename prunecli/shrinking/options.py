@@ -13,6 +13,11 @@ from prunecli.options.groups import Batched, Reporting, Running, Samples, Saving
 VOCABULARY = "Vocabulary"
 
 
+def _check_names(text: str) -> None:
+    if not text.replace(",", "").strip():
+        raise PruneError(f"{text!r} names no output", "name one that is to stay")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShrinkOptions(Saving, Reporting, Samples, Batched, Seeded, Sized, Running):
     """Remove what a model carries for nothing: the outputs stay what they are, and that is proved.
@@ -29,7 +34,8 @@ class ShrinkOptions(Saving, Reporting, Samples, Batched, Seeded, Sized, Running)
     ] = None  # fmt: skip
     outputs: Annotated[
         tuple[str, ...],
-        Option("keep these outputs only, names separated by commas; what only others used goes; repeatable", SELECT, "NAME"),
+        Option("keep these outputs only, names separated by commas; what only others used goes; repeatable", SELECT, "NAME",
+               check=_check_names),
     ] = ()  # fmt: skip
     dead_inputs: Annotated[bool, Option("inputs that nothing reads go", SELECT)] = False
     last_token: Annotated[

@@ -192,6 +192,12 @@ class GradientOptions(OutputNamed, OtherKinds, Allocated, CalibrationSamples):
         if self.threshold is not None and (self.steps or 1) > 1:
             raise PruneError("--threshold compares scores of the model as it is, so that it has no steps",
                              "use --sparsity, or leave --steps out")  # fmt: skip
+        if self.loss == "labels" and self.criterion is not None:
+            from prunecli.masks.criteria import of_elements
+
+            evidence = of_elements(self.criterion).evidence
+            if evidence is not None and not evidence.on_data:
+                raise PruneError(f"--criterion {self.criterion} reads no labels", "leave --loss labels out")
 
 
 def _check_memory(size: Quantity) -> None:
