@@ -157,6 +157,13 @@ def test_a_default_that_does_not_go_with_the_command_line_is_named(folder: Path,
     assert "a default is from ../pyproject.toml:3:13, and `prune --isolated` ignores that file" in done.err
 
 
+def test_what_is_of_data_is_left_out_where_there_are_none(folder: Path, prune: Prune) -> None:
+    project(folder, "[tool.prune]\nmean = '0.5'\naverage = 'macro'\nbatch-axis = ['x=0']\n")
+    assert prune("evaluate", MODEL, "--no-latency").code == 0
+    own = prune("evaluate", MODEL, "--no-latency", "--per-class")
+    assert own.code == 2 and "--per-class was given without data" in own.err
+
+
 def test_help_does_not_need_a_good_file(folder: Path, prune: Prune) -> None:
     project(folder, "[tool.prune]\nsparsty = 1")
     assert prune("--help").code == 0

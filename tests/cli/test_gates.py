@@ -111,6 +111,13 @@ BAD_DATA = [
     ("--baseline no.onnx", "no.onnx", ""),
     ("--provider warp", "warp is not available", "cpu"),
     ("--robustness", "--robustness needs data", "--data"),
+    ("--per-class", "--per-class was given without data", "--data"),
+    ("--average macro", "--average was given without data", "--data"),
+    ("--task regression", "--task was given without data", "--data"),
+    ("--stride 4", "--stride was given without data", "--data"),
+    ("--window 4", "--window was given without data", "--data"),
+    ("--batch-axis x=0", "--batch-axis was given without data", "--data"),
+    ("--train-data {samples}/digits-train.npz", "--train-data is compared with test data", "--data"),
 ]
 
 
@@ -123,6 +130,12 @@ def test_bad_data_is_two_lines_and_exit_2(options: str, error: str, hint: str, p
     assert error in first
     assert second.startswith("hint: ")
     assert hint in second
+
+
+def test_random_inputs_are_not_counted_beside_data(prune: Prune) -> None:
+    assert prune(*COMPARE, "--samples", 3, "--format", "json").json["data"]["samples"] == 3
+    done = prune(*COMPARE, "--samples", 3, "--data", SAMPLES / "digits-test.npz")
+    assert (done.code, done.out) == (2, "") and "--samples counts random inputs" in done.err
 
 
 @pytest.mark.parametrize("gate", ["latency.speedup<1.5", "latency.low<0.001", "latency.speedup>99"])

@@ -193,6 +193,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "how much to prune"),
     ({"pattern": "4x1"}, "how much to prune"),
     ({"sparsity": 0.5, "loss": "labels"}, "has no labels"),
+    ({"sparsity": 0.5, "loss": "labels", "criterion": "synflow"}, "--criterion synflow reads no labels"),
     ({"sparsity": 0.5, "output_name": "h2"}, "no floating-point output"),
     ({"sparsity": 0.5, "criterion": "nothing"}, "nothing"),
     ({"sparsity": 0.5, "include": ["nope"]}, "matches nothing"),

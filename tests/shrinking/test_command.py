@@ -66,6 +66,7 @@ WRONG = [
     (["--tokenizer", "t.json"], "--tokenizer is of a vocabulary that is cut"),
     (["--remap", "graph"], "--remap is of a vocabulary that is cut"),
     (["--vocabulary", "v.txt", "--remap", "tokenizer"], "--remap tokenizer has no tokenizer to rewrite"),
+    (["--outputs", ","], "',' names no output"),
     (["--outputs", "nothing"], "the model has no output 'nothing'"),
 ]
 
