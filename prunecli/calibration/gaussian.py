@@ -254,10 +254,13 @@ def _scaled(moments: Moments, deviation: Array, mean: Array) -> Moments:
     return Moments(mean, moments.covariance * grown[:, None] * grown[None, :], moments.axis)
 
 
-def _rank(node: ir.Node, moments: Moments) -> int:
-    """Of what a node reads first. Where no shape is known, channels that are not last are on axis 1."""
+def _rank(node: ir.Node, moments: Moments) -> int | None:
+    """Of what a node reads first. Where no shape is known, channels that are not last are on axis 1; of others nothing
+    says how many axes are before them."""
     value = node.inputs[0]
-    return len(value.shape) if value is not None and value.shape is not None else max(1 - moments.axis, 2)
+    if value is not None and value.shape is not None:
+        return len(value.shape)
+    return 1 - moments.axis if moments.axis < -1 else None
 
 
 def _stored(node: ir.Node, name: str, place: int) -> list[int] | None:
@@ -271,9 +274,9 @@ def _stored(node: ir.Node, name: str, place: int) -> list[int] | None:
 def _reduced(node: ir.Node, given: _Given) -> Moments | None:
     """Means over places, and Squeeze."""
     moments, axes = _first(given), _stored(node, "axes", 1)
-    if axes is None:
-        return None
     rank = _rank(node, moments)
+    if axes is None or rank is None:
+        return None
     gone = {axis % rank - rank for axis in axes}
     kept = node.op_type != "Squeeze" and bool(node.attributes.get_int("keepdims", 1))
     behind_it = 0 if kept else sum(axis > moments.axis for axis in gone)
@@ -283,14 +286,15 @@ def _reduced(node: ir.Node, given: _Given) -> Moments | None:
 def _flattened(node: ir.Node, given: _Given) -> Moments | None:
     """Of channels on axis 1: followed by their places on the last axis."""
     moments, rank = _first(given), _rank(node, _first(given))
-    plain = node.attributes.get_int("axis", 1) == 1 and moments.axis == 1 - rank
+    plain = node.attributes.get_int("axis", 1) == 1 and rank is not None and moments.axis == 1 - rank
     return replace(moments, axis=-1) if plain else None
 
 
 def _reshaped(node: ir.Node, given: _Given) -> Moments | None:
     """As Flatten does it, or places put on one axis, before channels or behind them."""
     moments, shape = _first(given), _stored(node, "shape", 1)
-    first, count = moments.axis == 1 - _rank(node, moments), len(moments.mean)
+    rank, count = _rank(node, moments), len(moments.mean)
+    first = rank is not None and moments.axis == 1 - rank
     if shape is None or len(shape) < 2:
         return None
     if moments.axis == -1 and shape[-1] == count:
@@ -311,7 +315,7 @@ def _joined(node: ir.Node, parts: _Given) -> Moments | None:
 
     known, first = [part for part in parts if part is not None], _first(parts)
     rank, axis = _rank(node, first), node.attributes.get_int("axis", 0)
-    if len(known) < len(parts) or any(part.axis != axis % rank - rank for part in known):
+    if len(known) < len(parts) or rank is None or any(part.axis != axis % rank - rank for part in known):
         return None
     mean = np.concatenate([part.mean for part in known])
     return Moments(mean, block_diag(*(part.covariance for part in known)), first.axis)
@@ -331,7 +335,9 @@ def _padded(node: ir.Node, given: _Given) -> Moments | None:
 def _sliced(node: ir.Node, given: _Given) -> Moments | None:
     moments, axes = _first(given), _stored(node, "axes", 3)
     rank = _rank(node, moments)
-    return None if axes is None or moments.axis in {axis % rank - rank for axis in axes} else replace(moments)
+    if axes is None or rank is None:
+        return None
+    return None if moments.axis in {axis % rank - rank for axis in axes} else replace(moments)
 
 
 _RULES: dict[str, Callable[[ir.Node, _Given], Moments | None]] = {

@@ -172,4 +172,6 @@ class CompareOptions(Samples, Batched, Seeded, Gated, Reporting, Sized, Running)
     def check(self) -> None:
         super().check()
         if self.samples is not None and self.data is not None:
-            raise PruneError("--samples counts random inputs, and --data takes their place", "--limit says how many of --data")
+            raise PruneError(
+                "--samples counts random inputs, and --data takes their place", "--limit says how many of --data"
+            )

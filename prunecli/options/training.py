@@ -204,9 +204,7 @@ class Retraining(Learning, Samples, Seeded, Running):
     def idle(cls, given: Collection[str]) -> frozenset[str]:
         """Without training, or a recovery that may be by training, none of its options is of use."""
         trained = {*Learning.__dataclass_fields__, *Retraining.__dataclass_fields__} - {*UNTRAINED}
-        return super().idle(given) | (
-            frozenset() if {"finetune_epochs", "recover"} & {*given} else frozenset(trained)
-        )
+        return super().idle(given) | (frozenset() if {"finetune_epochs", "recover"} & {*given} else frozenset(trained))
 
     def check(self) -> None:
         super().check()
