@@ -259,7 +259,8 @@ class CalibratedLayers:
         if not plain or cols < APART or len(alike) < 2 or self.importance is not None:  # each weighs positions anew
             return None
         rule = self.influence.rules.get(use.result)
-        return id(given), use.data, use.channel, cols, max(cols, rows) * cols > LARGE, self.way.per_unknown, rule
+        large = max(cols, rows) * cols > LARGE
+        return id(given), use.data, use.channel, use.gate, cols, large, self.way.per_unknown, rule
 
     def reach(self, use: Contraction, wanted: Walk, given: Walk, others: str | None) -> None:
         """Let the walks come to where a layer is read."""
