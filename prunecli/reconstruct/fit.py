@@ -337,6 +337,8 @@ RIDGES = (1e-3, 1e-2, 1e-1, 0.4, 1.5, 6.0)
 _SWEPT = 0.1
 WORTH = 0.99
 """Of the error with the next smaller ridge: what gains less is noise."""
+OVERFITTED = 1.1
+"""Times the error of fitted samples, below which that of the others leaves a larger ridge nothing to gain."""
 _TRIED = 64
 """Rows of a layer on which ridges are tried, of as many matrices at most."""
 _TRIED_WORK, _LEAST_TRIED = 1e10, 8
@@ -380,9 +382,10 @@ def best_ridge(
             found = fit(METHODS.get("obs"), recover, task, pattern=pattern, chosen=mask, workers=workers)
             losses += task.loss(found.weights, found.shift), judge.loss(found.weights, found.shift)
         now = RidgeChoice(ridge, float(losses[0]) / power, float(losses[1]) / total)
-        if best is not None and now.held >= WORTH * best.held:
+        if best is None or now.held < WORTH * best.held:
+            best = now
+        elif WORTH * now.held > best.held or now.held < OVERFITTED * now.fitted:
             break
-        best = now
     assert best is not None
     return best
 
