@@ -46,14 +46,15 @@ class AtValue:
 
 @dataclass(frozen=True)
 class AtPlaces:
-    """Of every sample the same positions count: `those` of (positions,)."""
+    """Of every sample the same positions count: by `rows`, one for each number of positions that samples have."""
 
-    those: tuple[bool, ...]
+    rows: tuple[tuple[bool, ...], ...]
 
     def kept(self, feed: Feed, count: int) -> Array | None:
         """(count,) which positions of a batch count; None where the rule does not say."""
-        size = len(self.those)
-        return None if count % size else np.tile(np.array(self.those), count // size)
+        samples = _samples(feed)
+        row = next((row for row in self.rows if len(row) * samples == count), None)
+        return None if row is None else np.tile(np.array(row), samples)
 
 
 Rule = AtValue | AtPlaces
@@ -109,10 +110,19 @@ EVERYWHERE = Influence()
 
 
 def _few(model: ir.Model, feeds: Sequence[Feed]) -> list[Feed]:
-    """The first samples of each batch, where the model takes any number of them."""
+    """The first samples of each batch, where the model takes any number of them and they lie along the first axis."""
     free = all(value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int)
                for value in model.graph.inputs)  # fmt: skip
-    return [{name: array[:SAMPLES] for name, array in feed.items()} if free else feed for feed in feeds]
+    few: list[Feed] = []
+    for feed in map(dict, feeds):  # made once
+        alike = free and len({len(array) for array in feed.values()}) == 1
+        few.append({name: array[:SAMPLES] for name, array in feed.items()} if alike else feed)
+    return few
+
+
+def _samples(feed: Feed) -> int:
+    """Samples of a batch, which lie along the first axis of the first input that has one."""
+    return next((len(array) for array in feed.values() if array.ndim), 1)
 
 
 def _rule(kept: Sequence[Array], feeds: Sequence[Feed]) -> Rule | None:
@@ -138,11 +148,13 @@ def _at_value(kept: Sequence[Array], feeds: Sequence[Feed]) -> Rule | None:
 
 
 def _at_places(kept: Sequence[Array], feeds: Sequence[Feed]) -> Rule | None:
-    sizes = [next(iter(feed.values())).shape[0] for feed in feeds]
-    if sum(sizes) < 2 or any(one.size % size for one, size in zip(kept, sizes, strict=True)):
+    found: dict[int, list[Array]] = {}
+    for one, samples in zip(kept, map(_samples, feeds), strict=True):
+        if not samples or one.size % samples:
+            return None
+        found.setdefault(one.size // samples, []).extend(one.reshape(samples, -1))
+    if found.keys() == {1}:  # one position of each sample: a sample whose features are all closed
         return None
-    lengths = {one.size // size for one, size in zip(kept, sizes, strict=True)}
-    if len(lengths) > 1 or lengths == {1}:  # one position of each sample: a sample whose features are all closed
+    if any(len(rows) < 2 or not all((row == rows[0]).all() for row in rows) for rows in found.values()):
         return None
-    rows = np.concatenate([one.reshape(size, -1) for one, size in zip(kept, sizes, strict=True)])
-    return AtPlaces(tuple(map(bool, rows[0]))) if (rows == rows[0]).all() else None
+    return AtPlaces(tuple(tuple(map(bool, rows[0])) for rows in found.values()))

@@ -38,7 +38,7 @@ FLAT = (
     "  c0 = MatMul (b, w)  rows = Constant <value_ints = [-1, 6, 8]> ()  c = Reshape (c0, rows)"
 )
 MASKED, PADDED = AtValue("mask", 0), AtValue("ids", 0)
-ONE = AtPlaces((True, *[False] * 5))
+ONE = AtPlaces(((True, *[False] * 5),))
 CASES: dict[str, tuple[str, str, str, Rule | None]] = {
     "a mask says it": (f"{IDS}, {MASK}", BODY, MEAN, MASKED),
     "the model makes the mask of its tokens": (IDS, BODY, OWN_MASK + MEAN, PADDED),
@@ -92,20 +92,51 @@ def test_what_a_relu_closes_is_not_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "count", "places"),
+    ("rule", "samples", "count", "places"),
     [
-        (MASKED, 6, [0, 2]),
-        (MASKED, 12, range(12)),
-        (ONE, 12, [0, 6]),
-        (ONE, 7, range(7)),
-        (None, 3, range(3)),
+        (MASKED, 1, 6, [0, 2]),
+        (MASKED, 1, 12, range(12)),
+        (ONE, 2, 12, [0, 6]),
+        (ONE, 1, 7, range(7)),
+        (ONE, 1, 12, range(12)),
+        (AtPlaces((*ONE.rows, (False, True))), 3, 6, [1, 3, 5]),
+        (None, 1, 3, range(3)),
     ],
 )
-def test_places_of_a_batch(rule: Rule | None, count: int, places: list[int]) -> None:
-    """A rule that does not fit the number of positions leaves nothing out."""
-    feed = {"mask": np.array([[1, 0, 1, 0, 0, 0]])}
+def test_places_of_a_batch(rule: Rule | None, samples: int, count: int, places: list[int]) -> None:
+    """A rule that does not fit the number of positions, or of those of a sample, leaves nothing out."""
+    feed = {"scale": np.float32(1).reshape(()), "mask": np.array([[1, 0, 1, 0, 0, 0]] * samples)}
     found = Influence({"c": rule} if rule else {}).places("c", feed, count)
     assert found.tolist() == list(places)
+
+
+READ = "first = Constant <value_int = 0> ()  z = Gather <axis = 1> (d, first)"
+SCALED = f"d = Mul (c, scale)  {READ}"
+WITH_STATE = (
+    "m = ReduceMean <axes = [0, 2], keepdims = 0> (state)  ends = Constant <value_ints = [1, 2]> ()"
+    f"  column = Unsqueeze (m, ends)  d = Add (c, column)  {READ}"
+)
+LONG, SHORT = sentences(5)["ids"], sentences(3, 4)["ids"]
+FEEDS: dict[str, tuple[str, str, list[dict[str, np.ndarray]], Rule]] = {
+    "a scalar comes first": (f"float scale, {IDS}", SCALED, [{"scale": np.ones((), np.float32), "ids": LONG}], ONE),
+    "samples of a state lie along its second axis": (
+        f"{IDS}, float[K, N, 3] state", WITH_STATE,
+        [{"ids": sentences(9)["ids"], "state": np.ones((1, 9, 3), np.float32)}], ONE,
+    ),
+    "sentences of two lengths": (
+        IDS.replace("6]", "L]"), FIRST, [{"ids": LONG}, {"ids": SHORT}],
+        AtPlaces((*ONE.rows, (True, False, False, False))),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("inputs", "end", "feeds", "rule"), FEEDS.values(), ids=FEEDS)
+def test_samples_are_told_apart(
+    tmp_path: Path, inputs: str, end: str, feeds: list[dict[str, np.ndarray]], rule: Rule
+) -> None:
+    found = influence(made(tmp_path, inputs, BODY, end), feeds)
+    assert found.unknown is None
+    assert set(found.rules.values()) == {rule}
 
 
 def saved(folder: Path, name: str, data: dict[str, np.ndarray]) -> Path:
