@@ -32,8 +32,11 @@ LARGEST = 1 << 30
 """Bytes of weights, and of what a batch's run forwards and backwards holds."""
 ORTHOGONAL = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
 FEW_OUTPUTS = 16
-"""Outputs of a sample, at most, of which the four directions, whose signs are orthogonal, tell enough: of 1,000 what so
-few tell is a matter of chance, and did harm."""
+"""Outputs of a sample, at most, of which the four directions, whose signs are orthogonal, tell enough of each position:
+of 1,000 what so few tell is a matter of chance, and did harm. Of channels the mean over samples tells enough all the
+same."""
+WIDE_BATCHES, WIDE_SAMPLES = 16, 2
+"""Of models of more outputs: batches, evenly spread, and samples of each that are looked at."""
 HELD = 4
 """Of a layer's output, about as much is held between the two directions: it, what follows it, and their gradients."""
 MOST = 20.0
@@ -46,10 +49,12 @@ LEAST = 0.01
 class Importance:
     """By value: `channels` (C,), the root of E[g^2] over samples, summed over positions. In the store, by batch: g^2
     summed over channels, at each position; it counts over its mean in the sample, for of samples of which little is
-    certain gradients are far larger, and these alone would be fitted."""
+    certain gradients are far larger, and these alone would be fitted. `by_position`: whether that is measured; of
+    models of many outputs it is not."""
 
     channels: Mapping[str, Array]
     store: Store
+    by_position: bool = True
 
     @classmethod
     def of(
@@ -64,19 +69,24 @@ class Importance:
         """
         axes = {use.output: use.channel for layer in layers for use in layer.uses}
         gradients = OutputGradients(model, axes, start)
+        few = some_of(model, feeds, WIDE_BATCHES, samples=WIDE_SAMPLES)
+        all_positions = gradients.outputs(few[0]) <= FEW_OUTPUTS if few else True
         powers: dict[str, Array] = {}
-        for number, feed in enumerate(feeds):
+        for number, feed in enumerate(feeds if all_positions else few):
             for name, (by_channel, by_position) in gradients.of(feed, np.random.default_rng([seed, number])).items():
-                store.put((_KEY, name, number), by_position)
+                if all_positions:
+                    store.put((_KEY, name, number), by_position)
                 powers[name] = powers.get(name, 0.0) + by_channel.astype(np.float64)
         fine = [name for name, total in powers.items() if np.isfinite(total).all() and total.any()]
-        return cls({name: np.sqrt(powers[name]) for name in fine}, store)
+        return cls({name: np.sqrt(powers[name]) for name in fine}, store, all_positions)
 
     def of_part(
         self, model: ir.Model, layers: Sequence[LinearLayer], feeds: Sequence[Feed], store: Store, *,
         start: Callable[..., Session], seed: int, first: int,
     ) -> Importance:  # fmt: skip
         """The same of the batches from `first` on, which are in another process."""
+        if not self.by_position:
+            return self
         axes = {use.output: use.channel for layer in layers for use in layer.uses}
         gradients = OutputGradients(model, axes, start)
         for number, feed in enumerate(feeds):
@@ -110,6 +120,19 @@ class Importance:
 _KEY = "importance"
 
 
+def some_of(model: ir.Model, feeds: Sequence[Feed], batches: int, samples: int) -> list[Feed]:
+    """The first samples of some batches, evenly spread; whole ones where the model takes no other number of them, or not
+    all inputs have them along the first axis."""
+    free = all(value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int)
+               for value in model.graph.inputs)  # fmt: skip
+    some: list[Feed] = []
+    for number in sorted({*np.linspace(0, len(feeds) - 1, batches).astype(int).tolist()}) if feeds else ():
+        feed = dict(feeds[number])  # made once
+        alike = free and len({len(array) for array in feed.values()}) == 1
+        some.append({name: array[:samples] for name, array in feed.items()} if alike else feed)
+    return some
+
+
 def _in_sample(powers: Array, kept: Array) -> Array:
     """Each over the mean of those of its sample that are kept; samples lie along the first axis."""
     axes = tuple(range(1, powers.ndim))
@@ -120,14 +143,14 @@ def _in_sample(powers: Array, kept: Array) -> Array:
 
 class OutputGradients:
     """The squares of the gradients by some values, summed over all axes but the channel's, and over that alone. Of the
-    outputs in random directions, whose `signs` turn, in the mean; of at `most` so many outputs of a sample."""
+    outputs in random directions, whose `signs` turn, in the mean."""
 
     def __init__(
         self, model: ir.Model, axes: Mapping[str, int], start: Callable[..., Session], *,
-        signs: Sequence[Sequence[int]] = ORTHOGONAL, most: int | None = FEW_OUTPUTS,
+        signs: Sequence[Sequence[int]] = ORTHOGONAL,
     ) -> None:  # fmt: skip
         self.model, self.axes, self.start = model, axes, start
-        self.signs, self.most = signs, most
+        self.signs = signs
         self.ends = looked_at(model.graph.outputs)
         self.task: OutputTask | None = None
         self.built: dict[tuple[Any, ...], tuple[GradientModel, Session]] = {}
@@ -148,14 +171,22 @@ class OutputGradients:
         names = {name: (_by(out, "channel"), _by(out, "position")) for name, out in graph.gradients.items()}
         return {name: (_mean(runs, channel), _mean(runs, place)) for name, (channel, place) in names.items()}
 
+    def outputs(self, feed: Feed) -> int:
+        """Numbers that the largest output has of a sample."""
+        _check_size(self._stored())
+        found = self.start(self.model, outputs=self.ends).run(dict(feed), self.ends)
+        sizes = [math.prod(np.shape(one)[1:]) for one in found.values() if is_float(np.asarray(one).dtype)]
+        return max(sizes, default=0)
+
+    def _stored(self) -> int:
+        return sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
+
     def _build(self, feed: Feed, shapes: Mapping[str, tuple[int, ...]]) -> tuple[GradientModel, Session]:
-        stored = sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
+        stored = self._stored()
         _check_size(stored)
         found = self.start(self.model, outputs=[*self.ends, *self.axes]).run(feed, [*self.ends, *self.axes])
         _check_size(stored + HELD * sum(found[name].nbytes for name in self.axes))
         floats = [name for name in self.ends if is_float(np.asarray(found[name]).dtype)]
-        if self.most and any(math.prod(np.shape(found[name])[1:]) > self.most for name in floats):
-            raise PruneError(f"a sample has more than {self.most} outputs", "no option changes that")
         self.task = self.task or OutputTask.of(found, floats)
         how = DifferentiationOptions(weights_as_inputs=False)
         graph = differentiate(self.model, list(self.axes), self.task.loss, shapes=shapes, options=how)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.arrays import Array
-from prunecli.calibration.importance import OutputGradients
+from prunecli.calibration.importance import OutputGradients, some_of
 from prunecli.calibration.layers import LinearLayer
 from prunecli.errors import OutOfMemoryError, PruneError
 from prunecli.runtime import Session
@@ -79,8 +79,8 @@ class Influence:
         axes = {use.result: use.channel for layer in layers for use in layer.uses if use.channel == -1}
         if not axes or not feeds:
             return cls()
-        some = _few(model, [feeds[n] for n in sorted({*np.linspace(0, len(feeds) - 1, BATCHES).astype(int).tolist()})])
-        gradients = OutputGradients(model, axes, start, signs=PLUS, most=None)
+        some = some_of(model, feeds, BATCHES, samples=SAMPLES)
+        gradients = OutputGradients(model, axes, start, signs=PLUS)
         found: dict[str, list[Array]] = {}
         try:
             for number, feed in enumerate(some):
@@ -107,17 +107,6 @@ class Influence:
 
 EVERYWHERE = Influence()
 """All positions count."""
-
-
-def _few(model: ir.Model, feeds: Sequence[Feed]) -> list[Feed]:
-    """The first samples of each batch, where the model takes any number of them and they lie along the first axis."""
-    free = all(value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int)
-               for value in model.graph.inputs)  # fmt: skip
-    few: list[Feed] = []
-    for feed in map(dict, feeds):  # made once
-        alike = free and len({len(array) for array in feed.values()}) == 1
-        few.append({name: array[:SAMPLES] for name, array in feed.items()} if alike else feed)
-    return few
 
 
 def _samples(feed: Feed) -> int:

@@ -256,7 +256,8 @@ class CalibratedLayers:
         read = use.data, "MatMul", cols
         alike = [one for one in self.all if (one.found.data, one.node.op_type, one.shape[3]) == read]
         plain = layer.node.op_type == "MatMul" and len(layer.uses) == matrices == taps == 1
-        if not plain or cols < APART or len(alike) < 2 or self.importance is not None:  # each weighs positions anew
+        weighed = self.importance is not None and self.importance.by_position  # by each layer anew
+        if not plain or cols < APART or len(alike) < 2 or weighed:
             return None
         rule = self.influence.rules.get(use.result)
         large = max(cols, rows) * cols > LARGE

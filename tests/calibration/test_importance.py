@@ -73,6 +73,25 @@ def test_positions_of_a_sample_count_by_their_gradients(tmp_path: Path) -> None:
     )
 
 
+def test_of_many_outputs_channels_alone_count(tmp_path: Path) -> None:
+    """dz_k / dh_c = v_ck where h_c > 0. The mean over 32 samples of four directions each: its root is off by 6 % where
+    they are independent."""
+    rng = np.random.default_rng(1)
+    wide = (rng.normal(size=(V.shape[0], 100)) * np.linspace(0.2, 2, V.shape[0])[:, None]).astype(np.float32)
+    model = saved(tmp_path, NODES, "z", {"w": W, "b": BIAS, "v": wide})
+    work = working_form(model.ir)
+    layers, _ = layers_of(work, find_weights(type(model)(work, model.path, "")).prunable)
+    feeds = [{"x": rng.normal(size=(4, 5)).astype(np.float32)} for _ in range(16)]
+    found = Importance.of(work, layers, feeds, Store(), start=Session.open)
+    first = next(layer for layer in layers if layer.name == "w")
+    assert found.of_positions(first.uses[0], 0, 4, places=np.arange(4)) is None
+    hidden = np.concatenate([feed["x"][:2] for feed in feeds]) @ W + BIAS
+    wanted = np.sqrt((hidden > 0).sum(0) * np.square(wide).sum(1))
+    rows = found.of_rows(first)
+    assert rows is not None
+    np.testing.assert_allclose(rows[0] / rows.mean(), wanted / wanted.mean(), rtol=0.25)
+
+
 def test_what_has_too_many_shapes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PruneError, match="different shapes"):
         measured(tmp_path, [{"x": X[: n + 1]} for n in range(20)])
