@@ -68,11 +68,13 @@ class Importance:
                 batches have too many shapes, or the model is too large.
         """
         axes = {use.output: use.channel for layer in layers for use in layer.uses}
-        gradients = OutputGradients(model, axes, start)
         few = some_of(model, feeds, WIDE_BATCHES, samples=WIDE_SAMPLES)
-        all_positions = gradients.outputs(few[0]) <= FEW_OUTPUTS if few else True
+        all_positions = outputs_of(model, few[0], start) <= FEW_OUTPUTS if few else True
+        if not all_positions:
+            axes = {name: axis for name, axis in axes.items() if axis == -1}
+        gradients = OutputGradients(model, axes, start)
         powers: dict[str, Array] = {}
-        for number, feed in enumerate(feeds if all_positions else few):
+        for number, feed in enumerate(feeds if all_positions else few if axes else ()):
             for name, (by_channel, by_position) in gradients.of(feed, np.random.default_rng([seed, number])).items():
                 if all_positions:
                     store.put((_KEY, name, number), by_position)
@@ -171,19 +173,8 @@ class OutputGradients:
         names = {name: (_by(out, "channel"), _by(out, "position")) for name, out in graph.gradients.items()}
         return {name: (_mean(runs, channel), _mean(runs, place)) for name, (channel, place) in names.items()}
 
-    def outputs(self, feed: Feed) -> int:
-        """Numbers that the largest output has of a sample."""
-        _check_size(self._stored())
-        found = self.start(self.model, outputs=self.ends).run(dict(feed), self.ends)
-        sizes = [math.prod(np.shape(one)[1:]) for one in found.values() if is_float(np.asarray(one).dtype)]
-        return max(sizes, default=0)
-
-    def _stored(self) -> int:
-        return sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
-
     def _build(self, feed: Feed, shapes: Mapping[str, tuple[int, ...]]) -> tuple[GradientModel, Session]:
-        stored = self._stored()
-        _check_size(stored)
+        stored = _stored(self.model)
         found = self.start(self.model, outputs=[*self.ends, *self.axes]).run(feed, [*self.ends, *self.axes])
         _check_size(stored + HELD * sum(found[name].nbytes for name in self.axes))
         floats = [name for name in self.ends if is_float(np.asarray(found[name]).dtype)]
@@ -194,6 +185,21 @@ class OutputGradients:
             raise PruneError("the outputs depend on none of the layers", "check the model")
         _sum_squares(graph, self.axes)
         return graph, self.start(graph.model, mode="training")
+
+
+def outputs_of(model: ir.Model, feed: Feed, start: Callable[..., Session]) -> int:
+    """Numbers that the largest output has of a sample."""
+    _stored(model)
+    ends = looked_at(model.graph.outputs)
+    found = start(model, outputs=ends).run(dict(feed), ends)
+    return max((math.prod(np.shape(one)[1:]) for one in found.values() if is_float(np.asarray(one).dtype)), default=0)
+
+
+def _stored(model: ir.Model) -> int:
+    """Bytes of the weights, if they are not too many."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    _check_size(size)
+    return size
 
 
 def _turned(directions: Mapping[str, Array], signs: Sequence[int]) -> dict[str, Array]:
