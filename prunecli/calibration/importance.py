@@ -34,7 +34,8 @@ ORTHOGONAL = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
 FEW_OUTPUTS = 16
 """Outputs of a sample, at most, of which the four directions, whose signs are orthogonal, tell enough of each position:
 of 1,000 what so few tell is a matter of chance, and did harm. Of channels the mean over samples tells enough all the
-same."""
+same, where they lie along the last axis. Those of images may fire for a few of all classes, and seem to count for
+nothing: so weighed, EfficientNet-Lite0 with 50 % of zeros has an error of the logits of 0.227 in place of 0.195."""
 WIDE_BATCHES, WIDE_SAMPLES = 16, 2
 """Of models of more outputs: batches, evenly spread, and samples of each that are looked at."""
 HELD = 4
