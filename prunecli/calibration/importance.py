@@ -124,8 +124,8 @@ _KEY = "importance"
 
 
 def some_of(model: ir.Model, feeds: Sequence[Feed], batches: int, samples: int) -> list[Feed]:
-    """The first samples of some batches, evenly spread; whole ones where the model takes no other number of them, or not
-    all inputs have them along the first axis."""
+    """The first samples of some batches, evenly spread; whole ones where the model takes no other number of them, or
+    not all inputs have them along the first axis."""
     free = all(value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int)
                for value in model.graph.inputs)  # fmt: skip
     some: list[Feed] = []
