@@ -23,10 +23,10 @@ SPLITTABLE = 20
 class Batch:
     """One run's worth of samples.
 
-    `feed` is what a session takes. The first `count` samples are real, any after them repeat the last one (a
-    model of fixed batch size); `trim` takes them off the outputs. `labels` and `reference` (recorded outputs
-    of a model-zoo test set) hold the real samples only. `axes`: of inputs and outputs whose samples lie on another axis
-    than the first.
+    `feed` is what a session takes. The first `count` samples are the batch's own, any after them are the first of the
+    set again (a model of fixed batch size); `trim` takes them off the outputs. `labels` and `reference` (recorded
+    outputs of a model-zoo test set) hold the batch's own only. `axes`: of inputs and outputs whose samples lie on
+    another axis than the first.
     """
 
     feed: dict[str, Array]
@@ -222,8 +222,8 @@ class SampleFeed(Mapping[str, Array]):
     (bytes of pixels, say), not of what the model takes.
 
     Args:
-        rows: of the columns of a chunk. `padded`: how many are missing from a model's fixed batch, in whose place the
-            last one is repeated.
+        rows: of the columns of a chunk. `padded`: how many are missing from a model's fixed batch, in whose place come
+            the chunk's first ones again: one sample many times would be most of what is fitted or measured.
     """
 
     def __init__(self, data: Dataset, chunk: Chunk, rows: Array) -> None:
@@ -236,7 +236,7 @@ class SampleFeed(Mapping[str, Array]):
         if name in self.chunk.constants:
             return self.chunk.constants[name]
         spec, column, whole = self._specs[name], self.chunk.columns[name], self.chunk.whole
-        rows = np.concatenate([self.rows, np.repeat(self.rows[-1:], self.padded)]) if self.padded else self.rows
+        rows = np.append(self.rows, np.resize(self.chunk.index, self.padded)) if self.padded else self.rows
         values = column.array() if whole else column.rows(rows)
         axis = 0 if whole else self.data.axes.get(name, 0)
         values = np.ascontiguousarray(np.moveaxis(values, 0, axis)) if axis else values

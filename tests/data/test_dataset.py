@@ -43,6 +43,8 @@ def test_a_fixed_batch_is_padded_and_trimmed(count: int, fixed: int, asked: int)
     assert data.batch_count(asked) == len(batches) == -(-count // fixed)
     outputs = np.concatenate([b.trim("y", b.feed["x"] * 2) for b in batches])
     assert outputs[:, 0].tolist() == [2 * k for k in range(count)]
+    times = np.bincount(np.concatenate([b.feed["x"][:, 0] for b in batches]).astype(int), minlength=count)
+    assert times.max() <= times.min() + 1  # none weighs much more than the others in what is fitted on the batches
 
 
 def test_a_padded_output_without_rows_is_refused() -> None:
