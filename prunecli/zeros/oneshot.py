@@ -19,6 +19,7 @@ import numpy as np
 from prunecli._version import __version__
 from prunecli.arrays import Array
 from prunecli.calibration.fitted import LayerJournal, identity_of
+from prunecli.calibration.grams import HELD
 from prunecli.calibration.layerwise import Store
 from prunecli.calibration.mixtures import Mixtures
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
@@ -265,7 +266,7 @@ class Oneshot:
         others = [w for w in find_weights(layers.file).others if w.holder.graph is graph]
         moved = [(w, one) for w in others if (one := _joined(w, mixtures, vectors)) is not None]
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
-        told += [*_too_few(details), *_without_tokens(details)]
+        told += [*_none_held(len(layers.feeds)), *_too_few(details), *_without_tokens(details)]
         every = [held.get(w.name) or by_value(w) for w in choice.chosen]
         said = {w.name: _details(w, mixtures, details) for w in choice.chosen if held.get(w.name)}
         return Selection(choice, every, {}, notes=told, moved=moved, details=said)
@@ -365,6 +366,14 @@ def _too_few(details: Mapping[str, Json]) -> list[str]:
     which = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     far = f"{len(names)} of {len(details)} layers err more than twice as much on held-out samples as on fitted ones"
     return [f"{far} ({which}): the samples are too few for them, and more calibration data would help"]
+
+
+def _none_held(batches: int) -> list[str]:
+    """A note where nothing can tell whether layers err more on other samples."""
+    if batches >= HELD:
+        return []
+    there = "there is 1 batch of them" if batches == 1 else f"there are {batches} batches of them"
+    return [f"no samples are held out, since {there}: how far layers err on others is not known; more data would tell"]
 
 
 UNREACHED = "some of its experts are given no token of the samples"

@@ -355,6 +355,13 @@ def test_a_layer_of_few_samples_is_judged_on_others(tmp_path: Path) -> None:
     assert any("too few" in note for note in found.to_json()["notes"])
 
 
+@pytest.mark.parametrize(("limit", "told"), [(1, "is 1 batch of"), (3, "are 3 batches of"), (4, "")])
+def test_samples_that_none_can_be_held_out_of_are_told(tmp_path: Path, limit: int, told: str) -> None:
+    found = prunecli.oneshot(DIGITS, data=CALIB, pattern="2:4", limit=limit, output=tmp_path / "o.onnx")
+    notes = [note for note in found.to_json()["notes"] if "held out" in note]
+    assert len(notes) == bool(told) and told in "".join(notes)
+
+
 @pytest.mark.slow
 def test_little_memory_gives_the_same(tmp_path: Path) -> None:
     outs = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
