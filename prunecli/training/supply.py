@@ -87,7 +87,8 @@ def size_of_run(batch_size: int, fixed: int | None, model: Model) -> int:
 
 
 def check_trainable(data: Dataset, batch_size: int) -> int:
-    """Return the batch size of the training: at most the number of samples, a multiple of a fixed batch.
+    """Return the batch size of the training: at most the number of samples, a multiple of a fixed batch, and at least
+    that.
 
     Raises:
         PruneError: recorded test sets or several shapes (their batches cannot be drawn), too few samples.
@@ -97,7 +98,7 @@ def check_trainable(data: Dataset, batch_size: int) -> int:
     if len(data) < 2:
         raise PruneError(f"{data.source} leaves {len(data)} sample to train on", "give more samples")
     fixed = data.fixed_batch or 1
-    size = min(batch_size, len(data)) // fixed * fixed
+    size = min(max(batch_size, fixed), len(data)) // fixed * fixed
     if size == 0:
         raise PruneError(f"{len(data)} samples do not fill the model's batch of {fixed}", "give more samples")
     return size

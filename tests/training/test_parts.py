@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from prunecli.arrays import Array
+from prunecli.data.columns import InputColumn
+from prunecli.data.dataset import build
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.options.training import AUGMENTS as NAMES
 from prunecli.options.training import parse_augments
 from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSettings, clip_norm, warmed
 from prunecli.training.parameters import Parameters, reset_head, trainable
-from prunecli.training.supply import AUGMENTS, apply_augments, crop, mixup
+from prunecli.training.supply import AUGMENTS, apply_augments, check_trainable, crop, mixup
 from prunecli.training.trainer import PENALTIES, add_penalty
 from tests import tiny
+from tests.tiny import spec
 
 STEPS, RATE = 4, 0.1
 
@@ -239,3 +242,18 @@ def test_steps_follow_the_size_of_the_weights(tmp_path: Path) -> None:
     assert sizes["b"] / sizes["w"][0, 0] == pytest.approx(np.full(4, 3.0)) and (sizes["c"] == 1).all()
     stored = {item.name: item.weight.array() for item in found.items}
     assert np.concatenate([sizes[name][stored[name] != 0] for name in "wb"]).mean() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("samples", "fixed", "asked", "size"),
+    [(100, "N", 16, 16), (10, "N", 16, 10), (100, "8", 20, 16), (100, "8", 16, 16), (100, "64", 16, 64)],
+)
+def test_a_step_takes_whole_batches_of_the_model(samples: int, fixed: str, asked: int, size: int) -> None:
+    columns = {"x": InputColumn.of("x", np.zeros((samples, 2), np.float32))}
+    assert check_trainable(build([spec(f"x: float32 ({fixed}, 2)")], columns, None, "data"), asked) == size
+
+
+def test_samples_that_do_not_fill_a_batch_are_refused() -> None:
+    columns = {"x": InputColumn.of("x", np.zeros((63, 2), np.float32))}
+    with pytest.raises(PruneError, match="63 samples do not fill the model's batch of 64"):
+        check_trainable(build([spec("x: float32 (64, 2)")], columns, None, "data"), 16)
