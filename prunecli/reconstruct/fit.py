@@ -360,8 +360,9 @@ def best_ridge(
 ) -> RidgeChoice:  # fmt: skip
     """The ridge with which a layer, pruned to `density`, errs least on samples that it is not fitted on.
 
-    From the smallest on as long as it lowers the error; on some of the rows, with the mask that `sparsegpt` finds at a
-    ridge of its own: large ones make a better one of its sweep, which says nothing of the fit.
+    From the smallest on, until one errs more, or hardly more than on fitted samples; on some of the rows, with the mask
+    that `sparsegpt` finds at a ridge of its own: large ones make a better one of its sweep, which says nothing of the
+    fit.
     """
     chosen = np.unique(np.linspace(0, len(fitted) - 1, min(len(fitted), _TRIED)).astype(int))
     each = tried_rows(len(fitted), fitted[0].weights.shape, density)
