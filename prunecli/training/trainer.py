@@ -55,7 +55,7 @@ class Progressed:
     """The state of a run, which a checkpoint holds besides the arrays. `worse`: epochs since the best or the last
     restart; `stale`: those of them that patience counts; `lowered`: how often the rate was cut to a tenth; `since`: the
     step at which the optimizer started; `moves`: whether masks move now; `hyper`: hyperparameters, `tuned` by short
-    runs, which took `spent` seconds."""
+    runs, which took `spent` seconds; `used`: seconds of the epochs that are over, with what follows each."""
 
     epoch: int = 0
     step: int = 0
@@ -72,6 +72,7 @@ class Progressed:
     moves: bool = False
     tuned: bool = False
     spent: float = 0.0
+    used: float = 0.0
     history: list[Epoch] = field(default_factory=list)
     hyper: Json = field(default_factory=dict)
 
@@ -141,7 +142,7 @@ class Trainer:
         self.slopes = np.zeros_like(self.parameters.values) if moving else np.zeros(0, np.float32)
         self.statistics: dict[str, Array] = {}
         self.best: dict[str, Array] = {}
-        self._started = time.perf_counter()
+        self._started: float | None = None  # when the epoch began that is not over
 
     @property
     def hyper(self) -> Hyperparameters:
@@ -241,7 +242,8 @@ class Trainer:
         ]
 
     def _epoch(self, on_step: Callable[[Trainer], object]) -> None:
-        self._started, first = time.perf_counter(), self.at.step
+        self._started = started = time.perf_counter()
+        first = self.at.step
         for number in range(self.at.step, self.supply.steps):
             loss = self._step(number)
             self.at.loss_sum += loss
@@ -250,9 +252,11 @@ class Trainer:
             on_step(self)
             if self.done >= 1:
                 break
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - started
         done = (self.at.step - first) * self.supply.batch_size
         self._end_epoch(seconds, done / max(seconds, 1e-9))
+        self.at.used += time.perf_counter() - started
+        self._started = None
 
     def _step(self, number: int) -> float:
         o, p, hyper = self.options, self.parameters, self.hyper
@@ -299,8 +303,8 @@ class Trainer:
         steps = self.total_steps / max(self.hyper.epochs * self.supply.steps, 1)
         if self.options.minutes is None:
             return steps
-        seconds = sum(epoch.seconds for epoch in self.at.history) + (time.perf_counter() - self._started)
-        return max(steps, seconds / max(60 * self.options.minutes - self.at.spent, 1e-9))
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return max(steps, (self.at.used + running) / max(60 * self.options.minutes - self.at.spent, 1e-9))
 
     @property
     def total_steps(self) -> int:

@@ -26,6 +26,7 @@ from prunecli.training.exchange import moved
 from prunecli.training.finetune import finetune
 from prunecli.training.hyperparameters import settle, tuned
 from prunecli.training.session import _Validation
+from prunecli.training.trainer import Trainer
 from tests import tiny
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -227,6 +228,22 @@ def test_minutes_end_the_run(tmp_path: Path) -> None:
     found = run("magnitude", tmp_path / "o.onnx", sparsity=0.8, epochs=500, minutes=0.01)
     assert len(found.training.last.epochs) < 500
     assert any("minutes of --budget are over" in note for note in found.training.last.notes)
+
+
+def test_all_minutes_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which nothing but a step takes time: 1 s. What short runs take is taken off once, and no epoch is
+    counted twice, so that the run ends with the step that ends its 10 minutes."""
+    now, step = [0.0], Trainer._step
+
+    def slow(self: Trainer, number: int) -> float:
+        now[0] += 1
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "_step", slow)
+    monkeypatch.setattr("prunecli.training.trainer.time.perf_counter", lambda: now[0])
+    found = run("magnitude", tmp_path / "o.onnx", sparsity=0.8, epochs=5000, patience=0, minutes=10, rate=None)
+    assert any("minutes of --budget are over" in note for note in found.training.last.notes)
+    assert 599 <= now[0] <= 601
 
 
 REFUSED = [
