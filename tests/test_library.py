@@ -80,6 +80,8 @@ UNKNOWN = [
     ("shrink", "outptus", "did you mean outputs"),
     ("structured", "ration", "did you mean ratio"),
     ("structured", "mac", "did you mean macs"),
+    ("structured", "budget", "--budget is minutes in Python"),
+    ("evaluate", "no_timing", "--no-timing is timing=False in Python"),
     ("magnitude", "sparsty", "did you mean sparsity"),
     ("gradient", "step", "did you mean steps"),
     ("quantize", "weight", "did you mean weights"),

@@ -220,7 +220,7 @@ class Samples(Images):
 
     allow_synthetic: ClassVar[bool] = False
     sources: ClassVar[tuple[str, ...]] = ("data",)
-    of_data: ClassVar[tuple[str, ...]] = (*(one.field for one in declared_of(Images)), "batch_axis")
+    of_data: ClassVar[tuple[str, ...]] = (*(one.field for one in declared_of(Images)), "batch_axis", "limit")
     data: Annotated[
         Any,
         Option(".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function", DATA, "D"),

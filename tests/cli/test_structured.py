@@ -92,6 +92,8 @@ OF_THE_SELECTION = [
         (["--ratio", "0.5", "--criterion", "nonsense"], "nonsense"),
         (["--ratio", "0.5", "--scope", "nonsense"], "nonsense"),
         (["--ratio", "0.5", "--normalize", "nonsense"], "nonsense"),
+        (["--ratio", "0.5", "--damping", "0.5"], "--damping is of --criterion pagerank"),
+        (["--ratio", "0.5", "--limit", "8"], "--limit was given without data"),
         (["--ratio", "0.5", "--plan", "p.json"], "leave out --ratio"),
         *((["--plan", "p.json", *given], f"leave out {given[0]}") for given in OF_THE_SELECTION),
         (["--plan", "absent.json"], "cannot read the plan"),
