@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import without
 from prunecli.errors import PruneError
-from prunecli.model import Dims, concrete_shapes, load, totals
+from prunecli.model import load
 from prunecli.model.copies import plain_path
 from prunecli.model.saving import objection
 from prunecli.storage.stored import unmap
@@ -72,7 +72,7 @@ class CutInspector:
         if cut is not None and self.options.verify:
             stored = {place: holder.tensor for place, holder in placed(cut).items()}
             check_tensors(stored, saved.ir, {}, hint=HINT, progress=self.progress)
-        self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.cuttable.counted.inputs)))
+        self.after = self.cuttable.totals_of(saved)
         self.layers = layer_rows(self.cuttable, self.forced.positions, saved)
         missed = (
             ""

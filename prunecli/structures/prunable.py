@@ -240,8 +240,12 @@ class Cuttable:
 
     @cached_property
     def before(self) -> Totals:
-        """Sizes of the file as given, with its work at the reported sizes."""
-        found = totals(self.file, concrete_shapes(self.file, Dims(shapes=self.counted.inputs)))
+        """Sizes of the file as given."""
+        return self.totals_of(self.file)
+
+    def totals_of(self, file: Model) -> Totals:
+        """Sizes of the file, or of what became of it, with its work at the reported sizes."""
+        found = totals(file, concrete_shapes(file, Dims(shapes=self.counted.inputs)))
         return replace(found, assumed=self.counted.assumed)
 
     def fraction(self, budget: Budget, whole: float) -> float:

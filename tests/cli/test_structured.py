@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Prune
+from tests.cli.conftest import SAMPLES, Prune
 from tests.structures import cuts
 from tests.structures.cuts import net_file
 
@@ -170,3 +170,10 @@ def test_blocks_from_the_command_line(prune: Prune, path: Path) -> None:
     assert done.code == 0
     assert [g["kind"] for g in done.json["groups"]] == ["block"]
     assert done.json["verification"]["kind"] == "exact"
+
+
+@pytest.mark.parametrize("words", ["structured --ratio 0.3 --no-timing", "magnitude --sparsity 0.3"])
+def test_sizes_that_were_assumed_stand_beside_the_work_before_and_after(words: str, prune: Prune) -> None:
+    command, *asked = words.split()
+    found = prune(command, SAMPLES / "digits-cnn.onnx", *asked, "--dry-run", "--format", "json").json
+    assert [found[when]["assumed"] for when in ("before", "after")] == [["batch of image = 1"]] * 2
