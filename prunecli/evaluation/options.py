@@ -102,9 +102,6 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
             raise PruneError("--robustness needs data", "give --data; random inputs have no quality to lose")
         if self.train_data is not None and not given:
             raise PruneError("--train-data is compared with test data", "give --data with labels")
-        timed = [name for name in self.given(vars(self)) if name in ("--latency-runs", "--latency-batch")]
-        if timed and not self.measures_time:
-            raise PruneError(f"{timed[0]} is of times that are not measured", "leave out --no-latency and --no-timing")
         self.check_gates([parse_gate(text, known(self.asked.metrics)) for text in self.gates], given, given)
 
     def check_gates(self, gates: Sequence[Gate], labels: bool, reference: bool) -> None:

@@ -118,8 +118,6 @@ BAD_DATA = [
     ("--window 4", "--window was given without data", "--data"),
     ("--batch-axis x=0", "--batch-axis was given without data", "--data"),
     ("--limit 8", "--limit was given without data", "--data"),
-    ("--no-latency --latency-runs 9", "--latency-runs is of times that are not measured", "--no-latency"),
-    ("--no-timing --latency-batch 2", "--latency-batch is of times that are not measured", "--no-timing"),
     ("--train-data {samples}/digits-train.npz", "--train-data is compared with test data", "--data"),
 ]
 
