@@ -19,6 +19,11 @@ def without(array: Array, removed: Mapping[int, Array]) -> Array:
     return array
 
 
+def evenly_spread(size: int, count: int) -> Array:
+    """Indices of at most `count` of so many, ascending."""
+    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(int))
+
+
 def content_digest(arrays: Mapping[str, Any], head: str = "") -> str:
     """SHA-256, in hexadecimal, of `head` and of every array: its name, type, shape and content."""
     found = hashlib.sha256(head.encode())

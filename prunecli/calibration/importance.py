@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, evenly_spread
 from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
 from prunecli.calibration.gradients import MOST_SHAPES, OutputTask, looked_at, single
 from prunecli.calibration.layers import LinearLayer
@@ -129,7 +129,7 @@ def some_of(model: ir.Model, feeds: Sequence[Feed], batches: int, samples: int) 
     free = all(value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int)
                for value in model.graph.inputs)  # fmt: skip
     some: list[Feed] = []
-    for number in sorted({*np.linspace(0, len(feeds) - 1, batches).astype(int).tolist()}) if feeds else ():
+    for number in evenly_spread(len(feeds), batches):
         feed = dict(feeds[number])  # made once
         alike = free and len({len(array) for array in feed.values()}) == 1
         some.append({name: array[:samples] for name, array in feed.items()} if alike else feed)
@@ -176,6 +176,7 @@ class OutputGradients:
 
     def _build(self, feed: Feed, shapes: Mapping[str, tuple[int, ...]]) -> tuple[GradientModel, Session]:
         stored = _stored(self.model)
+        _check_size(stored)
         found = self.start(self.model, outputs=[*self.ends, *self.axes]).run(feed, [*self.ends, *self.axes])
         _check_size(stored + HELD * sum(found[name].nbytes for name in self.axes))
         floats = [name for name in self.ends if is_float(np.asarray(found[name]).dtype)]
@@ -190,17 +191,15 @@ class OutputGradients:
 
 def outputs_of(model: ir.Model, feed: Feed, start: Callable[..., Session]) -> int:
     """Numbers that the largest output has of a sample."""
-    _stored(model)
+    _check_size(_stored(model))
     ends = looked_at(model.graph.outputs)
     found = start(model, outputs=ends).run(dict(feed), ends)
     return max((math.prod(np.shape(one)[1:]) for one in found.values() if is_float(np.asarray(one).dtype)), default=0)
 
 
 def _stored(model: ir.Model) -> int:
-    """Bytes of the weights, if they are not too many."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    _check_size(size)
-    return size
+    """Bytes of the weights."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
 
 
 def _turned(directions: Mapping[str, Array], signs: Sequence[int]) -> dict[str, Array]:

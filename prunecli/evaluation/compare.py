@@ -12,7 +12,7 @@ from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES, Fidelity, FidelityCollector
 from prunecli.evaluation.gates import GateResult, check_gates, parse_gate, raise_if_failed
-from prunecli.evaluation.options import CompareOptions
+from prunecli.evaluation.options import RANDOM, CompareOptions
 from prunecli.evaluation.passes import BASELINE, MODEL, Runner, open_models
 from prunecli.evaluation.report import fidelity_table, gate_sections, number, title_of
 from prunecli.report.contract import envelope
@@ -64,10 +64,6 @@ class Comparison(Reported):
         return Document(f"Outputs of {self.second.path} against those of {self.first.path}", sections)
 
 
-SAMPLES = 8
-"""Random inputs, without data."""
-
-
 def compare(
     first: str | Path, second: str | Path, options: CompareOptions | None = None, progress: Progress = no_progress,
     **changes: Any,
@@ -86,7 +82,7 @@ def compare(
     if options.source is not None:
         data = options.source.open(models.specs, models.first.outputs)
     else:
-        data = models.random_data(options.samples or SAMPLES, options.seed, options.dims)
+        data = models.random_data(options.samples or RANDOM, options.seed, options.dims)
     fidelity = _run(models.runners, data, options.batch_size, progress=progress)
     one, two = (models.files[role].ref for role in (BASELINE, MODEL))
     result = Comparison(one, two, fidelity, notes=[*data.notes, *_notes(models.runners[MODEL], fidelity)])

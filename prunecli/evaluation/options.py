@@ -35,6 +35,8 @@ NAMES = (
     "map50",
 )
 """Metrics that the help lists; the message about an unknown metric lists all."""
+RANDOM = 8
+"""Random inputs of `prune compare`, where nothing else is said."""
 METRIC = "NAME|FILE.py:FUNCTION"
 METRIC_HELP = (
     f"what quality means: {', '.join(NAMES)}, ..., or a function of your own of `predictions`, `labels`, `inputs` or"
@@ -53,7 +55,6 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
     file_bytes, params, macs, sparsity, params.ratio, accuracy.gap, robustness.drop, baseline.accuracy, ...
     """
 
-    sources = ("data", "train_data")
     of_data = (*Samples.of_data, "task", "average", "per_class", "window", "stride")
     baseline: Annotated[Path | None, Option("the model to compare with", QUALITY, "ORIGINAL")] = None
     train_data: Annotated[
@@ -167,7 +168,9 @@ class CompareOptions(Samples, Batched, Seeded, Gated, Reporting, Sized, Running)
     snr_db, top1_agreement, each the worst over the outputs; OUTPUT.max_abs and so on for one output.
     """
 
-    samples: Annotated[int | None, Option("random inputs, without --data; default 8", metavar="N", least=1)] = None
+    samples: Annotated[int | None, Option(f"random inputs, without --data; default {RANDOM}", metavar="N", least=1)] = (
+        None
+    )
 
     def check(self) -> None:
         super().check()

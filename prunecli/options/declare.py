@@ -196,9 +196,9 @@ class Options:
             PruneError: a name that the command does not have, or as the class.
         """
         known, owner = [one.name for one in fields(cls)], cls.__name__.removesuffix("Options").lower()
-        keywords = {one.name.replace("-", "_"): one for one in declared_of(cls)}
         for name in changes:
-            if name not in known and (one := keywords.get(name)) is not None:
+            named = (one for one in declared_of(cls) if one.name.replace("-", "_") == name)
+            if name not in known and (one := next(named, None)) is not None:
                 called = f"{one.field}=False" if one.option.off else one.field
                 raise PruneError(f"{owner} has no option {name!r}", f"--{one.name} is {called} in Python")
             check_keyword(name, known, owner)

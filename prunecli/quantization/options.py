@@ -62,7 +62,6 @@ class QuantizeOptions(
     """
 
     printed = frozenset({"report"})
-    sources = ("data", "test")
     format: Annotated[
         tuple[Literal["qdq", "dynamic", "nbits", "table", "json", "markdown"], ...],
         Option("qdq: QuantizeLinear and DequantizeLinear around operators, the default; dynamic: activations are measured"

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from scipy import linalg
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, evenly_spread
 from prunecli.errors import PruneError
 from prunecli.lanes import in_order, one_blas_thread
 from prunecli.masks.criteria import Evidence, of_elements
@@ -364,7 +364,7 @@ def best_ridge(
     that `sparsegpt` finds at a ridge of its own: large ones make a better one of its sweep, which says nothing of the
     fit.
     """
-    chosen = np.unique(np.linspace(0, len(fitted) - 1, min(len(fitted), _TRIED)).astype(int))
+    chosen = evenly_spread(len(fitted), _TRIED)
     each = tried_rows(len(fitted), fitted[0].weights.shape, density)
     pairs = [(_some(fitted[i], each), _some(held[i], each)) for i in chosen]
     if pattern.text == "row":  # a row is left whole, or nothing of it is left
@@ -397,13 +397,8 @@ def tried_rows(matrices: int, shape: tuple[int, ...], density: float) -> int:
     return max(min(most, int(_TRIED_WORK / max((density * shape[1]) ** 3 / 3, 1.0))), min(most, _LEAST_TRIED), 1)
 
 
-def spread(rows: int, count: int) -> Array:
-    """`count` of so many rows, evenly spread."""
-    return np.unique(np.linspace(0, rows - 1, min(rows, count)).astype(int))
-
-
 def _some(task: FitTask, rows: int) -> FitTask:
-    return task.rows(spread(len(task.weights), rows))
+    return task.rows(evenly_spread(len(task.weights), rows))
 
 
 def fit(

@@ -156,7 +156,7 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
             if given not in ("auto", *known):
                 raise PruneError(f"{option} {given!r} is unknown for structures",
                                  f"choose from {', '.join(('auto', *known))}")  # fmt: skip
-        if self.criterion != "pagerank" and "--damping" in self.given(vars(self)):
+        if self.criterion != "pagerank" and self.damping != DAMPING:
             raise PruneError("--damping is of --criterion pagerank", "leave out --damping, or ask for that criterion")
         if self.rescale_activations and (self.source is None or self.closed_form in ("none", "fold")):
             raise PruneError("--rescale-activations is a part of recovery on data",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, evenly_spread
 from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.calibration.grams import (
     APART,
@@ -48,7 +48,6 @@ from prunecli.reconstruct.fit import (
     best_ridge,
     fit,
     scores,
-    spread,
     tried_rows,
 )
 from prunecli.reconstruct.sparsegpt import Quota
@@ -167,7 +166,7 @@ class CalibratedLayers:
             folds.whole()
             return None
         batch, rows = layer.shape[:2]
-        some = spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
+        some = evenly_spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
         held, pattern = list(self.tasks(layer, folds.held, rows=some)), self.way.pattern
         return best_ridge(
             list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern=pattern, density=density,
@@ -327,7 +326,7 @@ class CalibratedLayers:
         count = max(int(ESTIMATED / (taps * cols) ** 2), LEAST_ROWS)
         if batch > 1 or count >= rows or not self.is_swept(layer) or self.way.pattern.text != "element":
             return slice(None)
-        return spread(rows, count)
+        return evenly_spread(rows, count)
 
     def lowest(self, layer: LinearLayer, scores: Array, amount: int) -> Array:
         """(matrices, rows, K): the `amount` weights of the least scores, which have the layer's shape, as the pattern

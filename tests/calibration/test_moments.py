@@ -16,6 +16,7 @@ from prunecli.calibration.grams import second_moments
 from prunecli.dependency.prepare import prepare
 from prunecli.model.shape_inference import gather_facts
 from prunecli.operators import named
+from tests import tiny
 from tests.dependency.net import Net
 
 X4, X3, X2 = (6, 4, 5, 5), (6, 5, 4), (6, 4)
@@ -124,10 +125,10 @@ def test_moments_of_a_large_model_are_taken_value_by_value(name: str, monkeypatc
 @pytest.mark.parametrize(("shape", "axis", "channels"), [("[2,2,4,4]", 3, 6), ("[2,2,4,4]", 1, None), ("", 1, None)])
 def test_what_is_put_side_by_side_is_known_along_channels_alone(shape: str, axis: int, channels: int | None) -> None:
     """Of channels on the last axis and an input without a shape nothing says which axis a Concat's is."""
-    text = f"""<ir_version: 8, opset_import: ["": 17]> g (float{shape} x) => (float y)
+    body = f"""g (float{shape} x) => (float y)
         <float[3, 2, 1, 1] w = {{1, 2, 3, 4, 5, 6}}, float[3] b = {{1, 2, 3}}>
         {{ a = Conv(x, w, b)  t = Transpose<perm = [0, 2, 3, 1]>(a)  y = Concat<axis = {axis}>(t, t) }}"""
-    proto = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
+    proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(tiny.model(body)))
     found = channel_moments(ir.from_proto(proto))
     assert len(found["t"].mean) == 3
     assert (len(found["y"].mean) if "y" in found else None) == channels

@@ -365,7 +365,12 @@ def test_gates_that_cannot_be_answered_are_refused_before_the_work(gate: str) ->
 # options -> what is refused
 REFUSED: list[tuple[str, str | None, dict[str, Any], str]] = [
     ("digits-mlp", None, {"robustness": True}, "--robustness needs data"),
-    ("digits-mlp", None, {"train_data": DataOptions(str(SAMPLES / "digits-train.npz"))}, "--train-data is compared with test data"),
+    (
+        "digits-mlp",
+        None,
+        {"train_data": DataOptions(str(SAMPLES / "digits-train.npz"))},
+        "--train-data is compared with test data",
+    ),
     ("digits-mlp", "digits-test.npz", {"gates": ["mae>1"]}, "mae was not measured"),
     ("digits-mlp", "digits-test.npz", {"gates": ["acc>1"]}, "no figure named acc"),
     ("digits-mlp", "digits-test.npz", {"gates": ["accuracy<0"]}, "accuracy lies between 0 and 1"),
